@@ -1,0 +1,34 @@
+# Everything runs in a virtual environment of its own; nothing need be installed but Python 3.11, g++ and make.
+VENV   := .venv
+BIN    := $(VENV)/bin
+PYTHON ?= python3.11
+
+.PHONY: demo test lint types bench wheel clean
+
+demo: $(VENV)/installed
+	$(BIN)/taylorseer-fx demo
+
+test: $(VENV)/installed
+	$(BIN)/pytest
+
+lint: $(VENV)/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/installed
+	$(BIN)/mypy
+
+bench: $(VENV)/installed
+	$(BIN)/pytest benchmarks --benchmark-only
+
+wheel: $(VENV)/installed
+	rm -rf build dist
+	$(BIN)/python -m build --wheel
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

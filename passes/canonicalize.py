@@ -1,0 +1,22 @@
+"""Bring a traced graph into the form that the region finder reads: no dead code, and equal expressions written once.
+
+    before:  %c1 = convert_element_type(%x, float32)      after:  %c1 = convert_element_type(%x, float32)
+             %c2 = convert_element_type(%x, float32)              %a = add(%c1, ...%c1...)
+             %a = add(%c1, ...%c2...)
+             %dead = mul(%x, 2)
+
+Models that cast around every residual add (Wan) hide the stream behind a fresh cast a use; merged, it is one node again. Dead
+code matters too: the last block's text update is often still in the graph, and would pass for a feature.
+"""
+
+from torch import fx
+from torch._functorch.compile_utils import fx_graph_cse
+
+from taylorseer_fx.passes.clean_up import eliminate_dead_code
+
+
+def canonicalize(gm: fx.GraphModule) -> fx.GraphModule:
+    """A canonical copy of ``gm``; the placeholders keep their number and order."""
+    graph = fx_graph_cse(gm.graph)
+    eliminate_dead_code(graph)
+    return fx.GraphModule(gm, graph)

@@ -1,0 +1,57 @@
+"""Tell attention from MLP by what is multiplied with what.
+
+Attention multiplies activations with activations (softmax or linear attention alike); an MLP multiplies activations with weights
+only. A region is both when, beside its attention, a weight product reaches the feature around it: the parallel blocks of FLUX.
+"""
+
+from collections.abc import Sequence
+
+from torch import fx
+
+from taylorseer_fx.passes.ops import FUSED_ATTENTION, contraction_operands, is_heavy, is_opaque, packet
+from taylorseer_fx.passes.regions import Kind
+
+
+def classify(nodes: Sequence[fx.Node], features: Sequence[fx.Node], activations: set[fx.Node]) -> Kind:
+    """The kind of the region made of ``nodes`` (in graph order); ``activations`` depend on an input of the call."""
+    attention = {node for node in nodes if _is_attention(node, activations)}
+    if not attention:
+        return Kind.MLP
+    after_attention = set(attention)
+    for node in nodes:
+        if any(source in after_attention for source in node.all_input_nodes):
+            after_attention.add(node)
+    around = _ancestors(features, set(nodes) - attention)
+    return Kind.BOTH if any(is_heavy(node) and node not in after_attention for node in around) else Kind.ATTENTION
+
+
+def activation_nodes(graph: fx.Graph, parameters: set[fx.Node]) -> set[fx.Node]:
+    """Every node that depends on an input of the call; the rest are weights and constants, the same in every call."""
+    found: set[fx.Node] = set()
+    for node in graph.nodes:
+        is_input = node.op == "placeholder" and node not in parameters
+        if is_input or any(source in found for source in node.all_input_nodes):
+            found.add(node)
+    return found
+
+
+def _is_attention(node: fx.Node, activations: set[fx.Node]) -> bool:
+    if packet(node) in FUSED_ATTENTION:
+        return True
+    if not is_heavy(node):
+        return False
+    multiplied = [operand in activations for operand in contraction_operands(node)]
+    # An opaque operator that reads three activations is taken to read queries, keys and values.
+    return sum(multiplied) >= 3 if is_opaque(node) else len(multiplied) == 2 and all(multiplied)
+
+
+def _ancestors(targets: Sequence[fx.Node], inside: set[fx.Node]) -> set[fx.Node]:
+    """``targets`` and all that lead to them, without leaving ``inside``."""
+    found: set[fx.Node] = set()
+    stack = list(targets)
+    while stack:
+        node = stack.pop()
+        if node in inside and node not in found:
+            found.add(node)
+            stack.extend(node.all_input_nodes)
+    return found

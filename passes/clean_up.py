@@ -1,0 +1,44 @@
+"""Remove what specialising left without a reader: nodes, then inputs.
+
+    before:  (%x, %w_qkv, %w_gate, %d0, ...)  %qkv = mm(%norm, %w_qkv) [unread]  %out = add(mul(%gate, %F), %x)
+    after:   (%x, %w_gate, %d0, ...)                                             %out = add(mul(%gate, %F), %x)
+
+Functional collectives count as pure here: one that is dead in the forecast graph is dead on every rank, since all ranks run the
+same graph, and must not communicate. Inputs nobody reads are dropped, so that a forecast step is not handed the weights of the
+attention that it does not run.
+"""
+
+from dataclasses import dataclass
+
+from torch import fx
+from torch._functorch.compile_utils import fx_graph_cse
+
+
+@dataclass(frozen=True)
+class Variant:
+    """The finished graph of one step kind; ``kept`` are the positions of the inputs it still takes."""
+
+    gm: fx.GraphModule
+    kept: tuple[int, ...]
+
+
+def clean_up(gm: fx.GraphModule) -> Variant:
+    """Merge what inlining wrote twice, remove dead nodes, then drop the inputs that nothing reads."""
+    graph = fx_graph_cse(gm.graph)
+    eliminate_dead_code(graph)
+    inputs = graph.find_nodes(op="placeholder")
+    kept = tuple(i for i, node in enumerate(inputs) if node.users)
+    for node in inputs:
+        if not node.users:
+            graph.erase_node(node)
+    return Variant(fx.GraphModule(gm, graph, type(gm).__name__), kept)
+
+
+def eliminate_dead_code(graph: fx.Graph) -> None:
+    graph.eliminate_dead_code(is_impure_node=_has_effect)
+    graph.lint()
+
+
+def _has_effect(node: fx.Node) -> bool:
+    """FX's own rule (inputs, outputs, writes, assertions), less the collectives."""
+    return getattr(node.target, "namespace", None) != "_c10d_functional" and bool(node.is_impure())

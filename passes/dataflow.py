@@ -1,0 +1,83 @@
+"""Who depends on whom, as bit sets: one forward sweep answers every reachability question of the region finder.
+
+Bits stand for *seeds*, a few chosen nodes, not for all nodes: a graph of n nodes and s seeds takes n * s / 8 bytes, and a sweep
+is n big-integer ORs.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from torch import fx
+
+from taylorseer_fx.passes.ops import is_heavy
+
+
+@dataclass(frozen=True)
+class SeedReach:
+    """For every node: the seeds that it depends on, and those it depends on through a heavy operator."""
+
+    bits: dict[fx.Node, int]
+    reach: dict[fx.Node, int]
+    heavy_reach: dict[fx.Node, int]
+
+    def depends(self, node: fx.Node, seed: fx.Node) -> bool:
+        return bool(self.reach[node] & self.bits[seed])
+
+    def depends_through_heavy(self, node: fx.Node, seed: fx.Node) -> bool:
+        return bool(self.heavy_reach[node] & self.bits[seed])
+
+
+def seed_reach(graph: fx.Graph, seeds: Iterable[fx.Node]) -> SeedReach:
+    """One sweep in graph order. A seed reaches itself; it reaches nothing "through a heavy operator" by being one."""
+    bits = {seed: 1 << i for i, seed in enumerate(dict.fromkeys(seeds))}
+    reach: dict[fx.Node, int] = {}
+    heavy_reach: dict[fx.Node, int] = {}
+    for node in graph.nodes:
+        above = heavy_above = 0
+        for source in node.all_input_nodes:
+            above |= reach[source]
+            heavy_above |= heavy_reach[source]
+        reach[node] = above | bits.get(node, 0)
+        heavy_reach[node] = heavy_above | (above if is_heavy(node) else 0)
+    return SeedReach(bits, reach, heavy_reach)
+
+
+def live_nodes(graph: fx.Graph, cut: Iterable[fx.Node] = (), roots: Iterable[fx.Node] = ()) -> set[fx.Node]:
+    """The nodes that the outputs and ``roots`` still need when every node of ``cut`` is handed to them ready-made.
+
+    A cut node counts as live where something live reads it; what only it needs does not.
+    """
+    stop = set(cut)
+    live: set[fx.Node] = set()
+    stack: list[fx.Node] = [node for node in graph.nodes if node.op == "output" or _is_mutation(node)]
+    stack.extend(roots)
+    while stack:
+        node = stack.pop()
+        if node in live:
+            continue
+        live.add(node)
+        if node not in stop:
+            stack.extend(node.all_input_nodes)
+    return live
+
+
+def _is_mutation(node: fx.Node) -> bool:
+    schema = getattr(node.target, "_schema", None)
+    return node.op == "call_function" and schema is not None and bool(schema.is_mutable)
+
+
+def descends_from(targets: Sequence[fx.Node], sources: Iterable[fx.Node], order: dict[fx.Node, int]) -> bool:
+    """Does any of ``targets`` depend on any of ``sources``? Looks no further back than the earliest source."""
+    wanted = set(sources)
+    earliest = min(order[node] for node in wanted)
+    seen: set[fx.Node] = set()
+    stack = list(targets)
+    while stack:
+        node = stack.pop()
+        if node in wanted:
+            return True
+        if node in seen or order[node] < earliest:
+            continue
+        seen.add(node)
+        stack.extend(node.all_input_nodes)
+    return False

@@ -1,0 +1,159 @@
+"""Cut the graph at its features: group what only they need into regions, and say what was left out and why.
+
+    before:  x -> norm -> q,k,v -> sdpa -> proj -> F -> mul(gate) -> add(x)
+    region:       [norm,  q,k,v,   sdpa,   proj,   F]        live-ins: x, scale, shift, weights; live-out: F
+
+Features whose regions share work on their own streams (joint attention of image and text) form one region with several
+live-outs: they are forecast together or not at all. Work that several regions share and that depends on none of their streams
+(rotary tables, text projections) stays outside as a live-in, and dies with its readers in the forecast graph. A residual branch
+nested in another one belongs to the outer one.
+"""
+
+from collections.abc import Iterable
+
+from torch import fx
+
+from taylorseer_fx.passes.classify import activation_nodes, classify
+from taylorseer_fx.passes.dataflow import SeedReach, descends_from, live_nodes, seed_reach
+from taylorseer_fx.passes.find_residuals import find_features
+from taylorseer_fx.passes.module_path import common_path
+from taylorseer_fx.passes.ops import is_heavy, tensor_meta
+from taylorseer_fx.passes.regions import Feature, Reason, Region, RegionSet, Rejected
+
+Owners = dict[fx.Node, tuple[Feature, ...]]
+
+
+def find_regions(graph: fx.Graph, parameters: Iterable[fx.Node]) -> RegionSet:
+    """All regions of a canonical graph. ``parameters`` are its weight placeholders, the same in every call."""
+    found = find_features(graph)
+    reach = seed_reach(graph, (feature.residual.source for feature in found))
+    order = {node: i for i, node in enumerate(graph.nodes)}
+    kept, rejected = _reject_non_floating(_outermost(found, order))
+    while True:
+        owners = _owners(graph, kept)
+        groups = _group(kept, owners, reach)
+        bodies = _bodies(groups, owners)
+        refused = _refuse(groups, bodies, order)
+        if not refused:
+            break
+        rejected += [entry for _, entry in refused]
+        refused_features = {feature for group, _ in refused for feature in group}
+        kept = tuple(feature for feature in kept if feature not in refused_features)
+    activations = activation_nodes(graph, set(parameters))
+    regions = (_region(group, body, order, activations) for group, body in zip(groups, bodies, strict=True))
+    return RegionSet(
+        regions=tuple(sorted(regions, key=lambda region: order[region.features[0].node])),
+        rejected=tuple(rejected),
+        num_residual_adds=len(found),
+        num_heavy=sum(map(is_heavy, graph.nodes)),
+    )
+
+
+def _reject_non_floating(found: tuple[Feature, ...]) -> tuple[tuple[Feature, ...], list[Rejected]]:
+    kept, rejected = [], []
+    for feature in found:
+        meta = tensor_meta(feature.node)
+        if meta is not None and meta.dtype.is_floating_point:
+            kept.append(feature)
+        else:
+            detail = f"dtype {meta.dtype}" if meta is not None else "no tensor"
+            rejected.append(Rejected(common_path([feature.residual.branch], [feature.node]), Reason.NOT_FLOATING, detail))
+    return tuple(kept), rejected
+
+
+def _outermost(found: Iterable[Feature], order: dict[fx.Node, int]) -> tuple[Feature, ...]:
+    """Drop the nested features: in ``x + mlp(x + attention(x))`` the attention, whose add forks off the stream it reads.
+
+    A stream that merely ends (the text of SD3, read by the last attention) forks off nothing, and keeps its features.
+    """
+    by_trunk: dict[fx.Node, list[Feature]] = {}
+    for feature in found:
+        by_trunk.setdefault(feature.residual.trunk, []).append(feature)
+    nested = {
+        inner
+        for forks in by_trunk.values()
+        for inner in forks
+        for outer in forks
+        if outer.residual.add is not inner.residual.add and descends_from([outer.node], [inner.residual.add], order)
+    }
+    return tuple(feature for feature in found if feature not in nested)
+
+
+def _owners(graph: fx.Graph, features: tuple[Feature, ...]) -> Owners:
+    """For every node that dies when the features are cut and the streams kept: the features that need it."""
+    cut = (feature.node for feature in features)
+    live = live_nodes(graph, cut, roots=(feature.residual.add for feature in features))
+    bits = {feature.node: 1 << i for i, feature in enumerate(features)}
+    masks: dict[fx.Node, int] = {}
+    for node in reversed(graph.nodes):
+        if node in bits:
+            masks[node] = bits[node]
+        elif node not in live and node.op not in ("placeholder", "get_attr"):
+            mask = 0
+            for user in node.users:
+                mask |= masks.get(user, 0)
+            masks[node] = mask
+    unpacked = {mask: tuple(f for i, f in enumerate(features) if mask >> i & 1) for mask in set(masks.values())}
+    return {node: unpacked[mask] for node, mask in masks.items() if mask}
+
+
+def _group(features: tuple[Feature, ...], owners: Owners, reach: SeedReach) -> list[tuple[Feature, ...]]:
+    """Join the features that share work which depends on the streams of both."""
+    leader = {feature: feature for feature in features}
+
+    def find(feature: Feature) -> Feature:
+        while leader[feature] is not feature:
+            feature = leader[feature]
+        return feature
+
+    for node, sharing in owners.items():
+        if len(sharing) > 1:
+            joint = [feature for feature in sharing if reach.depends(node, feature.residual.source)]
+            for feature in joint[1:]:
+                leader[find(feature)] = find(joint[0])
+    groups: dict[Feature, list[Feature]] = {}
+    for feature in features:
+        groups.setdefault(find(feature), []).append(feature)
+    return [tuple(group) for group in groups.values()]
+
+
+def _bodies(groups: list[tuple[Feature, ...]], owners: Owners) -> list[set[fx.Node]]:
+    """The nodes of each group's region: all of whose owners are in the group."""
+    group_of = {feature: i for i, group in enumerate(groups) for feature in group}
+    bodies: list[set[fx.Node]] = [set() for _ in groups]
+    for node, sharing in owners.items():
+        indices = {group_of[feature] for feature in sharing}
+        if len(indices) == 1:
+            bodies[indices.pop()].add(node)
+    return bodies
+
+
+def _refuse(
+    groups: list[tuple[Feature, ...]], bodies: list[set[fx.Node]], order: dict[fx.Node, int]
+) -> list[tuple[tuple[Feature, ...], Rejected]]:
+    refused = []
+    for group, body in zip(groups, bodies, strict=True):
+        path = common_path(filter(is_heavy, body), [feature.node for feature in group])
+        outputs = [feature.node for feature in group]
+        if not any(map(is_heavy, body)):
+            detail = f"feature {outputs[0].name} of {common_path(outputs, outputs)}"
+            refused.append((group, Rejected(path, Reason.NEEDED_ELSEWHERE, detail)))
+        elif len(group) > 1 and descends_from(_live_ins(body, order), outputs, order):
+            refused.append((group, Rejected(path, Reason.CYCLE, ", ".join(node.name for node in outputs))))
+    return refused
+
+
+def _live_ins(body: set[fx.Node], order: dict[fx.Node, int]) -> list[fx.Node]:
+    outside = {source for node in body for source in node.all_input_nodes} - body
+    return sorted(outside, key=order.__getitem__)
+
+
+def _region(group: tuple[Feature, ...], body: set[fx.Node], order: dict[fx.Node, int], activations: set[fx.Node]) -> Region:
+    nodes = sorted(body, key=order.__getitem__)
+    return Region(
+        path=common_path(filter(is_heavy, nodes), nodes),
+        kind=classify(nodes, [feature.node for feature in group], activations),
+        features=tuple(sorted(group, key=lambda feature: order[feature.node])),
+        nodes=tuple(nodes),
+        live_ins=tuple(_live_ins(body, order)),
+    )

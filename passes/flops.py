@@ -1,0 +1,26 @@
+"""Count the arithmetic of a graph: matrix products, convolutions and attention, 2 FLOPs a multiply-add.
+
+The formulas are torch's own (``torch.utils.flop_counter``), fed with the shapes in ``meta["val"]``, so a graph traced on the meta
+device counts as well as any other.
+"""
+
+from torch import fx
+from torch.utils.flop_counter import flop_registry, sdpa_flop
+
+from taylorseer_fx.passes.ops import FUSED_ATTENTION, packet
+
+
+def count_flops(graph: fx.Graph) -> int:
+    """FLOPs of one run of ``graph``."""
+    return sum(map(node_flops, graph.nodes))
+
+
+def node_flops(node: fx.Node) -> int:
+    """FLOPs of one node; zero where torch has no formula for its operator."""
+    if node.op != "call_function":
+        return 0
+    formula = flop_registry.get(packet(node)) or (sdpa_flop if packet(node) in FUSED_ATTENTION else None)
+    if formula is None:
+        return 0
+    args, kwargs = fx.map_arg((node.args, node.kwargs), lambda arg: arg.meta["val"])
+    return int(formula(*args, **kwargs, out_val=node.meta["val"]))

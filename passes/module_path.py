@@ -1,0 +1,30 @@
+"""Names for people: where in the model a set of nodes was written. Never read for a decision."""
+
+import re
+from collections.abc import Iterable, Sequence
+
+from torch import fx
+
+_NOISE = re.compile(r"""\.?__dict__|\._modules|\[['"]_modules['"]\]|L\[['"]\w+['"]\]""")
+
+
+def module_path(node: fx.Node) -> tuple[str, ...]:
+    """``("transformer_blocks", "0", "attn1")``, or ``()`` where the node carries no module stack."""
+    stack = node.meta.get("nn_module_stack")
+    if not stack:
+        return ()
+    raw, _ = next(reversed(stack.values()))
+    dotted = re.sub(r"""\[['"]?(\w+)['"]?\]""", r".\1", _NOISE.sub("", raw))
+    return tuple(part for part in dotted.split("@")[0].split(".") if part)
+
+
+def common_path(nodes: Iterable[fx.Node], fallback: Sequence[fx.Node] = ()) -> str:
+    """The innermost module that contains all ``nodes``; the name of the last fallback node where there is none."""
+    paths = [path for path in map(module_path, nodes) if path]
+    if not paths:
+        return fallback[-1].name if fallback else "?"
+    shared = paths[0]
+    for path in paths[1:]:
+        length = next((i for i, (a, b) in enumerate(zip(shared, path, strict=False)) if a != b), min(len(shared), len(path)))
+        shared = shared[:length]
+    return ".".join(shared) or (fallback[-1].name if fallback else "?")

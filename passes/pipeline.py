@@ -1,0 +1,117 @@
+"""The passes in order, from a traced graph to one graph a step kind.
+
+Each stage is timed, logged (``TORCH_LOGS="+taylorseer_fx"`` prints the op count before and after, and the graph), and recorded
+through ``trace_structured`` (``TORCH_TRACE=dir``, read with tlparse). A stage that fails says which ones ran before it.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import torch
+from torch import fx
+from torch._logging import trace_structured
+
+from taylorseer_fx.passes.canonicalize import canonicalize
+from taylorseer_fx.passes.clean_up import Variant, clean_up
+from taylorseer_fx.passes.find_regions import find_regions
+from taylorseer_fx.passes.guard_regions import GuardedGraph, guard_regions
+from taylorseer_fx.passes.regions import RegionSet
+from taylorseer_fx.passes.specialize import StepKind, specialize
+from taylorseer_fx.passes.time_inputs import find_time_inputs
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+
+class PassError(RuntimeError):
+    """A pass failed; the message names it and the passes that ran before, the cause is chained."""
+
+
+@dataclass(frozen=True)
+class StageRecord:
+    """One line of the table of passes in ``explain()``."""
+
+    name: str
+    num_ops: int
+    duration_ms: float
+
+
+@dataclass(frozen=True)
+class PassResult:
+    """Everything the passes made of one graph."""
+
+    canonical: fx.GraphModule
+    found: RegionSet
+    time_inputs: tuple[int, ...]
+    guarded: GuardedGraph | None
+    variants: dict[StepKind, Variant]
+    stages: tuple[StageRecord, ...]
+
+
+@dataclass
+class _Stages:
+    records: list[StageRecord] = field(default_factory=list)
+
+    def run(self, name: str, stage: Callable[[], T], graph_of: Callable[[T], fx.GraphModule]) -> T:
+        started = time.perf_counter()
+        try:
+            result = stage()
+        except Exception as error:
+            before = ", ".join(record.name for record in self.records) or "none"
+            raise PassError(f"taylorseer_fx pass {name!r} failed: {error} (passes that ran before it: {before})") from error
+        gm = graph_of(result)
+        duration_ms = (time.perf_counter() - started) * 1e3
+        self.records.append(StageRecord(name, count_ops(gm.graph), duration_ms))
+        self._record(gm)
+        return result
+
+    def _record(self, gm: fx.GraphModule) -> None:
+        record = self.records[-1]
+        log.debug("%d %s: %d ops, %.1f ms", len(self.records), record.name, record.num_ops, record.duration_ms)
+        if log.isEnabledFor(logging.DEBUG):
+            log.debug("%s", gm.print_readable(print_output=False))
+        trace_structured(
+            "artifact",
+            metadata_fn=lambda: {"name": f"taylorseer_fx_{record.name}", "encoding": "string"},
+            payload_fn=lambda: gm.print_readable(print_output=False),
+        )
+
+
+def run_passes(
+    traced: fx.GraphModule, static_inputs: Iterable[int], order: int, buffer_dtype: torch.dtype | None = None
+) -> PassResult:
+    """Run every pass.
+
+    Args:
+        traced: functional ATen graph with ``meta["val"]`` on every node; left as it is.
+        static_inputs: positions of its weight inputs.
+        order: highest derivative kept, 0 to 4.
+        buffer_dtype: dtype of the derivative buffers; None keeps each feature's own.
+
+    Raises:
+        PassError: a pass failed.
+    """
+    stages = _Stages()
+    stages.run("trace", lambda: traced, lambda gm: gm)
+    canonical = stages.run("canonicalize", lambda: canonicalize(traced), lambda gm: gm)
+    placeholders = canonical.graph.find_nodes(op="placeholder")
+    parameters = [placeholders[i] for i in static_inputs]
+    found = stages.run("find_regions", lambda: find_regions(canonical.graph, parameters), lambda _: canonical)
+    time_inputs = find_time_inputs(canonical.graph, parameters)
+    if not found.regions:
+        return PassResult(canonical, found, time_inputs, None, {}, tuple(stages.records))
+    guarded = stages.run("guard_regions", lambda: guard_regions(canonical, found, order, buffer_dtype), lambda result: result.gm)
+    variants = {kind: _variant(stages, guarded, kind) for kind in StepKind}
+    return PassResult(canonical, found, time_inputs, guarded, variants, tuple(stages.records))
+
+
+def _variant(stages: _Stages, guarded: GuardedGraph, kind: StepKind) -> Variant:
+    special = stages.run(f"specialize_{kind.value}", lambda: specialize(guarded, kind), lambda gm: gm)
+    return stages.run(f"clean_up_{kind.value}", lambda: clean_up(special), lambda variant: variant.gm)
+
+
+def count_ops(graph: fx.Graph) -> int:
+    return sum(node.op == "call_function" for node in graph.nodes)

@@ -1,0 +1,76 @@
+"""Fold the predicate of every guarded branch: one graph a step kind, buffers updated in place.
+
+    before:  %F, %d0', %d1' = cond(%is_full, region_full, region_forecast, (...))     return %out, %d0', %d1'
+
+    FULL:      %F = ...region...                          FORECAST:  %F = add(mul(%d0, %w0), mul(%d1, %w1))
+               %d1' = mul(sub(%F, %d0), %r0)                         return %out
+               copy_(%d0, %F), copy_(%d1, %d1')
+               return %out
+
+A buffer that a branch passes through needs no copy. What the forecast leaves unread is for ``clean_up`` to remove.
+"""
+
+import enum
+import operator
+from typing import Any
+
+import torch
+from torch import fx
+
+from taylorseer_fx.passes.emit import attribute
+from taylorseer_fx.passes.guard_regions import GuardedGraph, cond
+
+
+class StepKind(enum.Enum):
+    """What a step does: execute every region, or forecast it."""
+
+    FULL = "full"
+    FORECAST = "forecast"
+
+
+def specialize(guarded: GuardedGraph, kind: StepKind) -> fx.GraphModule:
+    """The graph of one step kind. Inputs as the guarded graph's less ``is_full``; outputs are the original graph's."""
+    source = guarded.gm.graph
+    graph, attributes, env = fx.Graph(), dict[str, Any](), dict[fx.Node, Any]()
+    for node in source.nodes:
+        if node is guarded.is_full or node.op == "output" or _is_branch_name(node):
+            continue
+        if node.target is cond:
+            env[node] = _inline(guarded, node, kind, graph, env, attributes)
+        elif node.target is operator.getitem and isinstance(env[node.args[0]], tuple):
+            env[node] = env[node.args[0]][node.args[1]]
+        else:
+            if node.op == "get_attr":
+                attributes[str(node.target)] = attribute(guarded.gm, node)
+            env[node] = graph.node_copy(node, env.__getitem__)
+    output = source.output_node()
+    (values,) = output.args
+    results = fx.map_arg(values, env.__getitem__)
+    for buffer, new in zip(guarded.buffers, results[guarded.num_outputs :], strict=True):
+        if new is not env[buffer]:
+            store = graph.call_function(torch.ops.aten.copy_.default, (env[buffer], new))
+            store.meta["val"] = buffer.meta["val"]
+    graph.output(tuple(results[: guarded.num_outputs])).meta.update(output.meta)
+    return fx.GraphModule(attributes, graph, f"{kind.value.capitalize()}Step")
+
+
+def _is_branch_name(node: fx.Node) -> bool:
+    return node.op == "get_attr" and bool(node.users) and all(user.target is cond for user in node.users)
+
+
+def _inline(
+    guarded: GuardedGraph, call: fx.Node, kind: StepKind, graph: fx.Graph, env: dict[fx.Node, Any], attributes: dict[str, Any]
+) -> tuple[fx.Node, ...]:
+    """Copy the chosen side of a branch into ``graph``; returns what the branch returns."""
+    _, on_full, on_forecast, operands = call.args
+    branch = attribute(guarded.gm, on_full if kind is StepKind.FULL else on_forecast)
+    inner = dict(zip(branch.graph.find_nodes(op="placeholder"), (env[operand] for operand in operands), strict=True))
+    for node in branch.graph.nodes:
+        if node.op == "placeholder":
+            continue
+        if node.op == "output":
+            return tuple(fx.map_arg(node.args[0], inner.__getitem__))
+        if node.op == "get_attr":
+            attributes[str(node.target)] = attribute(branch, node)
+        inner[node] = graph.node_copy(node, inner.__getitem__)
+    raise AssertionError("a graph ends with its output")

@@ -1,0 +1,32 @@
+"""Find the inputs that carry the diffusion time, by how they are used.
+
+    %t -> mul(frequencies) -> sin, cos -> cat -> mm(weight) -> ...
+
+A time input is embedded by sines and cosines and then multiplied with a weight, before it meets any other input. Rotary position
+ids also pass through sine and cosine, but meet queries and keys, not weights. A guidance scale or an image size embedded the same
+way is returned too: it does not change along a generation, so it does no harm to a clock that watches all of them for change.
+"""
+
+from collections.abc import Iterable
+
+from torch import fx
+
+from taylorseer_fx.passes.dataflow import seed_reach
+from taylorseer_fx.passes.ops import aten, is_heavy, packet, tensor_meta
+
+
+def find_time_inputs(graph: fx.Graph, parameters: Iterable[fx.Node]) -> tuple[int, ...]:
+    """Positions of the placeholders of ``graph`` that are embedded as a time; empty where there is none."""
+    weights = set(parameters)
+    placeholders = graph.find_nodes(op="placeholder")
+    inputs = [node for node in placeholders if node not in weights and tensor_meta(node) is not None]
+    waves = [node for node in graph.nodes if packet(node) in (aten.sin, aten.cos)]
+    reach = seed_reach(graph, [*inputs, *waves])
+    wave_bits = sum(reach.bits[node] for node in waves)
+    input_bits = sum(reach.bits[node] for node in inputs)
+    embedded = 0
+    for node in graph.nodes:
+        above = reach.reach[node]
+        if is_heavy(node) and above & wave_bits and (above & input_bits).bit_count() == 1:
+            embedded |= above & input_bits
+    return tuple(i for i, node in enumerate(placeholders) if node in reach.bits and reach.bits[node] & embedded)

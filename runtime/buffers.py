@@ -1,0 +1,71 @@
+"""The derivative buffers of a stream: sized from the shapes of the call, allocated at its first full step, then kept in place."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import SymInt, Tensor
+
+Argument = Tensor | int
+
+
+@dataclass(frozen=True)
+class SizeSource:
+    """Where a call tells the value of a size symbol: in an integer input, or in a dimension of a tensor input."""
+
+    symbol: Any
+    position: int
+    dim: int | None
+
+    def read(self, args: Sequence[Argument]) -> int:
+        arg = args[self.position]
+        return int(arg) if self.dim is None or not isinstance(arg, Tensor) else arg.shape[self.dim]
+
+
+@dataclass(frozen=True)
+class BufferLayout:
+    """Shapes, strides and dtypes of all buffers of a graph, possibly symbolic in the sizes of its inputs."""
+
+    templates: tuple[Tensor, ...]  # fake tensors, feature by feature and within it order by order
+    size_sources: tuple[SizeSource, ...]  # of the symbols in the templates; together they tell one shape from another
+
+    @classmethod
+    def of(cls, templates: Sequence[Tensor], inputs: Sequence[Any]) -> "BufferLayout":
+        """``inputs`` are the fake values of the graph's inputs, which bind the symbols."""
+        sizes = [size for template in templates for size in (*template.shape, *template.stride())]
+        needed = {symbol for size in sizes if isinstance(size, SymInt) for symbol in size.node.expr.free_symbols}
+        sources: dict[Any, SizeSource] = {}
+        for position, value in enumerate(inputs):
+            dims = list(enumerate(value.shape)) if isinstance(value, Tensor) else [(None, value)]
+            for dim, size in dims:
+                symbol = size.node.expr if isinstance(size, SymInt) else None
+                if symbol in needed and symbol not in sources:
+                    sources[symbol] = SizeSource(symbol, position, dim)
+        return cls(tuple(templates), tuple(sources.values()))
+
+    def sizes(self, args: Sequence[Argument]) -> tuple[int, ...]:
+        """The sizes that the buffers of a call depend on; empty for a static graph."""
+        return tuple(source.read(args) for source in self.size_sources)
+
+    def allocate(self, args: Sequence[Argument]) -> list[Tensor]:
+        """Zeroed buffers for a call with ``args``. Zero, because the first update reads what it is about to replace."""
+        values = dict(zip((source.symbol for source in self.size_sources), self.sizes(args), strict=True))
+
+        def evaluate(size: int | SymInt) -> int:
+            return int(size.node.expr.xreplace(values)) if isinstance(size, SymInt) else size
+
+        with torch.inference_mode(False):  # ordinary tensors, usable in and out of inference mode
+            return [
+                torch.empty_strided(
+                    [evaluate(size) for size in template.shape],
+                    [evaluate(stride) for stride in template.stride()],
+                    dtype=template.dtype,
+                    device=template.device,
+                ).zero_()
+                for template in self.templates
+            ]
+
+
+def num_bytes(buffers: Sequence[Tensor]) -> int:
+    return sum(buffer.numel() * buffer.element_size() for buffer in buffers)

@@ -1,0 +1,26 @@
+"""taylorseer_fx: a ``torch.compile`` backend that lets Diffusion Transformers forecast most of their denoising steps.
+
+model = torch.compile(model, backend=taylorseer_backend(order=2))
+"""
+
+from taylorseer_fx.backend import Stats, TaylorSeerBackend, taylorseer_backend
+from taylorseer_fx.errors import ConfigError, NoRegionsError, TaylorSeerError, TaylorSeerWarning
+from taylorseer_fx.explain import FeatureInfo, RegionInfo, Report
+from taylorseer_fx.planning import Plan, plan
+from taylorseer_fx.version import __version__
+
+__all__ = [
+    "ConfigError",
+    "FeatureInfo",
+    "NoRegionsError",
+    "Plan",
+    "RegionInfo",
+    "Report",
+    "Stats",
+    "TaylorSeerBackend",
+    "TaylorSeerError",
+    "TaylorSeerWarning",
+    "__version__",
+    "plan",
+    "taylorseer_backend",
+]

@@ -1,0 +1,233 @@
+"""The backend: what ``torch.compile`` calls with each graph, and what users hold in their hands."""
+
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from taylorseer_fx.compile import compile_variants, make_eager, trace_and_compile
+from taylorseer_fx.config import BackendConfig
+from taylorseer_fx.errors import ConfigError, NoRegionsError, TaylorSeerWarning
+from taylorseer_fx.explain import Report, describe_graph
+from taylorseer_fx.passes.pipeline import PassResult, run_passes
+from taylorseer_fx.passes.specialize import StepKind
+from taylorseer_fx.runtime.buffers import BufferLayout
+from taylorseer_fx.runtime.dispatch import BoxedCallable, Dispatcher, Runtime
+from taylorseer_fx.runtime.scope import Scope
+
+
+@dataclass(frozen=True)
+class Stats:
+    """Counters since the backend was made; ``buffer_bytes`` is what is allocated now."""
+
+    full_calls: int
+    forecast_calls: int
+    unforecast_calls: int
+    streams: int
+    graphs: int
+    compiles: int
+    captures: int
+    buffer_bytes: int
+
+
+class TaylorSeerBackend:
+    """A ``torch.compile`` backend; made by ``taylorseer_backend``. One backend serves one model."""
+
+    __name__ = "taylorseer"
+
+    def __init__(self, config: BackendConfig) -> None:
+        self.config = config
+        self._said: set[str] = set()
+        self._runtime = Runtime(config.schedule, config.order, self._notify)
+        self._graphs: list[PassResult] = []
+
+    def __call__(self, gm: fx.GraphModule, example_inputs: Sequence[Any], **kwargs: Any) -> Callable[..., Any]:
+        """Compile one Dynamo graph. Called by ``torch.compile``, not by you."""
+        if kwargs:
+            raise ConfigError("torch.compile", "called without mode and options", kwargs, "Give them to taylorseer_backend.")
+        if torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in example_inputs):
+            self._notify(
+                "gradients",
+                "gradients are enabled and some inputs or parameters require them, so this graph is compiled as plain "
+                "torch.compile would and nothing is forecast. Call the model under torch.no_grad() or torch.inference_mode().",
+            )
+            return self._compile_plain(gm, example_inputs)
+        return trace_and_compile(gm, example_inputs, self._compile_traced, self.config.compiler_options)
+
+    def reset(self) -> None:
+        """Forget all streams and free their derivative buffers; the next call begins a new generation.
+
+        Needed after a generation was broken off and the next one goes on in the same direction of timesteps; a new generation
+        that starts again from the first timestep is recognised by itself. Compiled graphs stay.
+        """
+        self._runtime.reset()
+
+    def stream(self, name: str, *, step: int | None = None) -> AbstractContextManager[None]:
+        """Calls inside belong to the stream ``name``, with derivatives of its own.
+
+        Args:
+            name: any string: "cond" and "uncond", or a request's identity.
+            step: index of the denoising step, from 0. Given it, no timestep is read (on a GPU, reading one waits for the
+                device); a step not after the last one begins a new generation. None: the step follows from the timesteps.
+
+        Raises:
+            ConfigError: ``name`` is no string, or ``step`` no index.
+        """
+        if not isinstance(name, str):
+            raise ConfigError("name", "a string", name)
+        if step is not None and (isinstance(step, bool) or not isinstance(step, int) or step < 0):
+            raise ConfigError("step", "None or an int of at least 0", step)
+        return self._runtime.scopes.entered(Scope(name, step))
+
+    def explain(self, graph: int = -1) -> Report:
+        """What was found and done in a compiled graph (the newest, or the one of that index); ``print`` it.
+
+        Raises:
+            RuntimeError: nothing was compiled yet.
+        """
+        if not self._graphs:
+            raise RuntimeError(
+                "explain() tells about a compiled graph, and there is none yet: call the compiled model once first"
+            )
+        return describe_graph(self._graphs[graph], self.config, num_graphs=len(self._graphs))
+
+    def stats(self) -> Stats:
+        """Calls by step kind, streams, compiles, captures and allocated bytes."""
+        counters = self._runtime.counters
+        return Stats(
+            full_calls=counters.calls[StepKind.FULL],
+            forecast_calls=counters.calls[StepKind.FORECAST],
+            unforecast_calls=counters.unforecast_calls,
+            streams=len({stream for stream, _ in self._runtime.states}),
+            graphs=len(self._graphs),
+            compiles=counters.compiles,
+            captures=counters.captures,
+            buffer_bytes=self._runtime.buffer_bytes,
+        )
+
+    def _compile_traced(
+        self, traced: fx.GraphModule, inputs: Sequence[Any], static_inputs: Iterable[int], compile_graph: "_CompileGraph"
+    ) -> BoxedCallable:
+        """From the functional ATen graph to the callable that stands for it."""
+        result = run_passes(traced, static_inputs, self.config.order, self.config.buffer_dtype)
+        if result.guarded is None:
+            self._no_regions(result)
+            return self._compile_one(traced, inputs, static_inputs, compile_graph)
+        variants = compile_variants(result, inputs, static_inputs, self._compiler(compile_graph))
+        self._runtime.counters.compiles += len(variants)
+        self._graphs.append(result)
+        layout = BufferLayout.of([buffer.meta["val"] for buffer in result.guarded.buffers], inputs)
+        return Dispatcher(
+            self._runtime, len(self._graphs), variants, layout, result.time_inputs, result.guarded.coefficient_dtype
+        )
+
+    def _compiler(self, compile_graph: "_CompileGraph") -> "_CompileGraph":
+        return compile_graph if self.config.compiler == "inductor" else make_eager
+
+    def _compile_one(
+        self, traced: fx.GraphModule, inputs: Sequence[Any], static_inputs: Iterable[int], compile_graph: "_CompileGraph"
+    ) -> BoxedCallable:
+        self._runtime.counters.compiles += 1
+        return self._compiler(compile_graph)(traced, inputs, tuple(static_inputs))
+
+    def _compile_plain(self, gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
+        self._runtime.counters.compiles += 1
+        if self.config.compiler == "eager":
+            return gm.forward
+        compiled: Callable[..., Any] = torch._inductor.compile(
+            gm, list(example_inputs), options=dict(self.config.compiler_options)
+        )
+        return compiled
+
+    def _no_regions(self, result: PassResult) -> None:
+        found = result.found
+        rejected = "".join(f"\n  {entry}" for entry in found.rejected)
+        message = (
+            "no attention or MLP to forecast in this graph. Looked for residual adds `x + f(x)`, with or without a gate, in which "
+            f"f contains a matrix product, a convolution or attention; found {found.num_heavy} such operators and "
+            f"{found.num_residual_adds} residual adds{', none of which can be forecast:' + rejected if rejected else ''}. "
+        )
+        if self.config.on_no_regions == "error":
+            hint = 'Pass on_no_regions="warn" to compile such graphs as torch.compile would (a model with graph breaks has some).'
+            raise NoRegionsError(message + hint)
+        self._notify("no regions", message + "Compiled as plain torch.compile would.")
+
+    def _notify(self, topic: str, message: str) -> None:
+        """Say something once a backend."""
+        if topic not in self._said:
+            self._said.add(topic)
+            warnings.warn(f"taylorseer_fx: {message}", TaylorSeerWarning, stacklevel=2)
+
+
+_CompileGraph = Callable[[fx.GraphModule, Sequence[Any], tuple[int, ...]], BoxedCallable]
+
+
+def taylorseer_backend(
+    order: int = 1,
+    interval: int = 5,
+    warmup: int = 3,
+    *,
+    full_steps: Iterable[int] | None = None,
+    granularity: str = "module",
+    buffer_dtype: torch.dtype | None = None,
+    cuda_graphs: bool | None = None,
+    compiler: str = "inductor",
+    compiler_options: Mapping[str, Any] | None = None,
+    on_no_regions: str = "error",
+) -> TaylorSeerBackend:
+    """A backend for ``torch.compile`` that executes some denoising steps and forecasts the others.
+
+    Args:
+        order: highest derivative of the Taylor polynomial, 0 (plain reuse) to 4. Costs ``order + 1`` buffers a feature.
+        interval: every ``interval``-th step after the warm-up is executed, at least 1.
+        warmup: number of steps executed at the start, at least 1.
+        full_steps: the executed steps as an increasing list of indices from 0, in place of ``interval`` and ``warmup``.
+        granularity: "module": a feature per attention and MLP output, before its gate.
+        buffer_dtype: dtype of the derivative buffers; None keeps each feature's own.
+        cuda_graphs: None or False; this version does not capture CUDA graphs.
+        compiler: "inductor", or "eager" to run the specialised graphs uncompiled, for tests and debugging.
+        compiler_options: options of Inductor, as ``torch.compile(options=...)`` takes them.
+        on_no_regions: what to do with a graph without attention or MLP: "error", or "warn" and compile it plainly.
+
+    Returns:
+        A callable ``(gm, example_inputs)`` for ``torch.compile(model, backend=...)``. Use one for each model: it holds the
+        model's streams.
+
+    Raises:
+        ConfigError: an argument is wrong; it names the argument, what it may be and what it got.
+    """
+    steps: Any = full_steps
+    return TaylorSeerBackend(
+        BackendConfig(
+            order=order,
+            interval=interval,
+            warmup=warmup,
+            full_steps=steps,
+            granularity=granularity,
+            buffer_dtype=buffer_dtype,
+            cuda_graphs=cuda_graphs,
+            compiler=compiler,
+            compiler_options=compiler_options if compiler_options is not None else {},
+            on_no_regions=on_no_regions,
+        )
+    )
+
+
+def taylorseer(
+    gm: fx.GraphModule, example_inputs: Sequence[Any], *, options: Mapping[str, Any] | None = None, mode: str | None = None
+) -> Callable[..., Any]:
+    """The registered name: ``torch.compile(model, backend="taylorseer", options={"order": 2})``.
+
+    Each compiled graph gets a backend of its own. To hold it (``explain``, ``stream``, ``reset``), make it with
+    ``taylorseer_backend`` and pass it to ``torch.compile``.
+
+    Raises:
+        ConfigError: an option is unknown or wrong, or ``mode`` is given.
+    """
+    if mode is not None:
+        raise ConfigError("mode", "left out", mode, "Pass Inductor's settings as options={'compiler_options': {...}}.")
+    return TaylorSeerBackend(BackendConfig.from_options(options or {}))(gm, example_inputs)

@@ -1,0 +1,95 @@
+"""Where we meet Inductor: trace as ``torch.compile`` does, then compile each variant as ``torch.compile`` would.
+
+``compile_fx`` runs Dynamo's graph through AOTAutograd and Inductor's joint-graph passes, then hands the functional ATen graph to an
+``inner_compile``. We take that place, so a full step goes the very way that plain ``torch.compile`` goes, and is traced once.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from functorch.compile import make_boxed_func
+from torch import fx
+from torch._functorch import config as functorch_config
+from torch._inductor.compile_fx import compile_fx, compile_fx_inner
+
+from taylorseer_fx.passes.pipeline import PassResult
+from taylorseer_fx.passes.specialize import StepKind
+from taylorseer_fx.runtime.dispatch import BoxedCallable, CompiledVariant, picker
+
+CompileGraph = Callable[[fx.GraphModule, Sequence[Any], tuple[int, ...]], BoxedCallable]
+CompileTraced = Callable[[fx.GraphModule, Sequence[Any], Sequence[int], CompileGraph], BoxedCallable]
+
+
+def trace_and_compile(
+    gm: fx.GraphModule, example_inputs: Sequence[Any], compile_traced: CompileTraced, options: Mapping[str, Any]
+) -> Callable[..., Any]:
+    """Trace a Dynamo graph and let ``compile_traced`` compile it.
+
+    ``compile_traced`` gets the functional ATen graph, its fake inputs, the positions of its weights, and a function
+    ``(gm, inputs, static_inputs) -> boxed callable`` that compiles a graph with Inductor.
+    """
+
+    def inner_compile(traced: fx.GraphModule, inputs: Sequence[Any], **kwargs: Any) -> BoxedCallable:
+        static_inputs = kwargs.pop("static_input_idxs", ())
+        return compile_traced(traced, inputs, static_inputs, partial(_compile_with_inductor, kwargs))
+
+    # AOTAutograd's cache stores what plain torch.compile made of the same graph, and on a hit would not call us at all.
+    with functorch_config.patch(enable_autograd_cache=False, bundled_autograd_cache=False):
+        compiled: Callable[..., Any] = compile_fx(gm, example_inputs, inner_compile=inner_compile, config_patches=dict(options))
+    return compiled
+
+
+def compile_variants(
+    result: PassResult, inputs: Sequence[Any], static_inputs: Iterable[int], compile_graph: CompileGraph
+) -> dict[StepKind, CompiledVariant]:
+    """Compile the graph of each step kind. Coefficients come after the inputs, then the buffers, which are static too."""
+    guarded = result.guarded
+    assert guarded is not None
+    extra = [node.meta["val"] for node in [*guarded.coefficients, *guarded.buffers]]
+    every_input = [*inputs, *extra]
+    first_buffer = len(inputs) + len(guarded.coefficients)
+    static = {*static_inputs, *range(first_buffer, len(every_input))}
+    compiled = {}
+    for kind in reversed(StepKind):  # the full graph last: what it reports of its outputs is what AOTAutograd is to see
+        variant = result.variants[kind]
+        variant_inputs = [every_input[i] for i in variant.kept]
+        variant_static = tuple(i for i, position in enumerate(variant.kept) if position in static)
+        with _without_output_strides() if kind is not StepKind.FULL else _as_is():
+            run = compile_graph(variant.gm, variant_inputs, variant_static)
+        compiled[kind] = CompiledVariant(run, picker(variant.kept))
+    return compiled
+
+
+def make_eager(gm: fx.GraphModule, inputs: Sequence[Any], static_inputs: tuple[int, ...]) -> BoxedCallable:
+    """The graph as it is, run operator by operator."""
+    boxed: BoxedCallable = make_boxed_func(gm.forward)
+    return boxed
+
+
+def _compile_with_inductor(
+    kwargs: Mapping[str, Any], gm: fx.GraphModule, inputs: Sequence[Any], static_inputs: tuple[int, ...]
+) -> BoxedCallable:
+    compiled: BoxedCallable = compile_fx_inner(gm, inputs, **kwargs, static_input_idxs=static_inputs)
+    return compiled
+
+
+@contextmanager
+def _as_is() -> Iterator[None]:
+    yield
+
+
+@contextmanager
+def _without_output_strides() -> Iterator[None]:
+    """Keep Inductor from reporting output strides, which the tracing context takes once a traced graph."""
+    context = torch._guards.TracingContext.try_get()
+    if context is None:
+        yield
+        return
+    strides, context.output_strides = context.output_strides, None
+    try:
+        yield
+    finally:
+        context.output_strides = strides

@@ -1,0 +1,110 @@
+"""The settings of a backend, checked where they are given."""
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import torch
+
+from taylorseer_fx.errors import ConfigError
+from taylorseer_fx.runtime.schedule import Schedule
+
+MAX_ORDER = 4  # the highest that the paper evaluates; the noise of a difference doubles with every order
+GRANULARITIES = ("module",)
+COMPILERS = ("inductor", "eager")
+BUFFER_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+
+@dataclass(frozen=True)
+class BackendConfig:
+    """What ``taylorseer_backend`` takes; see there."""
+
+    order: int = 1
+    interval: int = 5
+    warmup: int = 3
+    full_steps: tuple[int, ...] | None = None
+    granularity: str = "module"
+    buffer_dtype: torch.dtype | None = None
+    cuda_graphs: bool | None = None
+    compiler: str = "inductor"
+    compiler_options: Mapping[str, Any] = field(default_factory=dict)
+    on_no_regions: str = "error"
+
+    def __post_init__(self) -> None:
+        if self.full_steps is not None:
+            object.__setattr__(self, "full_steps", _checked_full_steps(self.full_steps))
+            defaults = {f.name: f.default for f in fields(self)}
+            for name in ("interval", "warmup"):
+                if getattr(self, name) != defaults[name]:
+                    raise ConfigError(name, "left out when full_steps is given", getattr(self, name), "The list says it all.")
+        _check_int("order", self.order, 0, MAX_ORDER)
+        _check_int("interval", self.interval, 1)
+        _check_int("warmup", self.warmup, 1)
+        _check_choice("granularity", self.granularity, GRANULARITIES)
+        _check_choice("compiler", self.compiler, COMPILERS)
+        _check_choice("on_no_regions", self.on_no_regions, ("error", "warn"))
+        if self.buffer_dtype is not None and self.buffer_dtype not in BUFFER_DTYPES:
+            raise ConfigError("buffer_dtype", "None or one of " + ", ".join(map(str, BUFFER_DTYPES)), self.buffer_dtype)
+        if self.cuda_graphs not in (None, False):
+            raise ConfigError("cuda_graphs", "None or False", self.cuda_graphs, "This version does not capture CUDA graphs.")
+        object.__setattr__(self, "compiler_options", dict(_checked_options(self.compiler, self.compiler_options)))
+
+    @classmethod
+    def from_options(cls, options: Mapping[str, Any]) -> "BackendConfig":
+        """Settings given by name, as ``torch.compile(..., backend="taylorseer", options={...})`` passes them."""
+        known = [f.name for f in fields(cls)]
+        for name in options:
+            if name not in known:
+                close = difflib.get_close_matches(str(name), known, n=1)
+                hint = f"Did you mean {close[0]!r}?" if close else ""
+                raise ConfigError("option name", "one of " + ", ".join(known), name, hint)
+        return cls(**options)
+
+    @property
+    def schedule(self) -> Schedule:
+        return Schedule(self.interval, self.warmup, self.full_steps)
+
+
+def _check_int(name: str, value: object, low: int, high: int | None = None) -> None:
+    allowed = f"an int of {low} to {high}" if high is not None else f"an int of at least {low}"
+    if isinstance(value, bool) or not isinstance(value, int) or value < low or (high is not None and value > high):
+        raise ConfigError(name, allowed, value)
+
+
+def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ConfigError(name, " or ".join(map(repr, choices)), value)
+
+
+def _checked_full_steps(value: Any) -> tuple[int, ...]:
+    allowed = "an increasing list of step indices that begins with 0"
+    try:
+        steps = tuple(value)
+    except TypeError:
+        raise ConfigError("full_steps", allowed, value) from None
+    for step in steps:
+        if isinstance(step, bool) or not isinstance(step, int):
+            raise ConfigError("full_steps", allowed, value, f"{step!r} is no step index.")
+    if not steps or steps[0] != 0:
+        raise ConfigError("full_steps", allowed, value, "The first step has nothing to forecast from.")
+    if any(after <= before for before, after in zip(steps, steps[1:], strict=False)):
+        raise ConfigError("full_steps", allowed, value)
+    return steps
+
+
+def _checked_options(compiler: str, value: Any) -> Mapping[str, Any]:
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        raise ConfigError("compiler_options", "a mapping from Inductor's option names to values", value)
+    if value and compiler != "inductor":
+        raise ConfigError("compiler_options", f"empty with compiler={compiler!r}", dict(value))
+    known = torch._inductor.list_options() if value else []
+    for name in value:
+        if name not in known:
+            raise ConfigError("compiler_options", "options of torch._inductor.list_options()", name)
+    if value.get("triton.cudagraphs"):
+        hint = "This version does not capture CUDA graphs."
+        raise ConfigError("compiler_options['triton.cudagraphs']", "left off", True, hint)
+    return value

@@ -1,0 +1,139 @@
+"""``plan``: what forecasting would save on a model and what it would cost, without running it. Works on the meta device."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from taylorseer_fx.compile import CompileGraph, trace_and_compile
+from taylorseer_fx.config import BackendConfig
+from taylorseer_fx.errors import ConfigError, NoRegionsError
+from taylorseer_fx.explain import FeatureInfo, RegionInfo, Report, describe_graph
+from taylorseer_fx.passes.pipeline import run_passes
+from taylorseer_fx.runtime.dispatch import BoxedCallable
+from taylorseer_fx.text import format_bytes, format_flops
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Costs of a run of ``num_steps`` steps. FLOPs are of one step: matrix products and attention, 2 a multiply-add."""
+
+    num_steps: int
+    order: int
+    full_steps: tuple[int, ...]
+    flops_full: int
+    flops_forecast: int
+    buffer_bytes: int
+    regions: tuple[RegionInfo, ...]
+    reports: tuple[Report, ...]
+
+    @property
+    def features(self) -> tuple[FeatureInfo, ...]:
+        return tuple(feature for region in self.regions for feature in region.features)
+
+    @property
+    def flops_total(self) -> int:
+        """FLOPs of the whole run."""
+        num_full = len(self.full_steps)
+        return num_full * self.flops_full + (self.num_steps - num_full) * self.flops_forecast
+
+    @property
+    def speedup_ceiling(self) -> float:
+        """FLOPs of the run with every step full, over its FLOPs with forecasting."""
+        return self.num_steps * self.flops_full / self.flops_total
+
+    def __str__(self) -> str:
+        return "\n".join(
+            [
+                f"full steps:    {len(self.full_steps)} of {self.num_steps}: {', '.join(map(str, self.full_steps))}",
+                f"full step:     {format_flops(self.flops_full)}",
+                f"forecast step: {format_flops(self.flops_forecast)} ({self.flops_forecast / self.flops_full:.2%})",
+                f"the run:       {format_flops(self.flops_total)} instead of "
+                f"{format_flops(self.num_steps * self.flops_full)} ({self.speedup_ceiling:.2f}x)",
+                f"buffers:       {format_bytes(self.buffer_bytes)} a stream, {len(self.features)} features, order {self.order}",
+            ]
+        )
+
+
+def plan(
+    model: nn.Module,
+    inputs: Mapping[str, Any] | Sequence[Any],
+    num_steps: int = 50,
+    order: int = 1,
+    interval: int = 5,
+    warmup: int = 3,
+    granularity: str = "module",
+) -> Plan:
+    """Trace ``model`` on ``inputs`` and count; nothing is executed, and with both on the meta device nothing is allocated.
+
+    Args:
+        model: any Diffusion Transformer.
+        inputs: its keyword arguments, or a sequence of positional ones.
+        num_steps: length of the run, at least 1.
+        order, interval, warmup, granularity: as for ``taylorseer_backend``.
+
+    Raises:
+        ConfigError: an argument is wrong.
+        NoRegionsError: the model holds no attention or MLP to forecast.
+    """
+    if isinstance(num_steps, bool) or not isinstance(num_steps, int) or num_steps < 1:
+        raise ConfigError("num_steps", "an int of at least 1", num_steps)
+    config = BackendConfig(order=order, interval=interval, warmup=warmup, granularity=granularity)
+    recorder = _Recorder(config)
+    compiled = torch.compile(model, backend=recorder, dynamic=False)
+    with torch.no_grad():
+        compiled(**inputs) if isinstance(inputs, Mapping) else compiled(*inputs)
+    if not recorder.reports:
+        raise NoRegionsError(
+            f"nothing to forecast in {type(model).__name__}: no residual add around attention or an MLP was found"
+        )
+    return Plan(
+        num_steps=num_steps,
+        order=order,
+        full_steps=tuple(config.schedule.full_steps_of(num_steps)),
+        flops_full=sum(report.flops["full"] for report in recorder.reports),
+        flops_forecast=sum(report.flops["forecast"] for report in recorder.reports),
+        buffer_bytes=sum(report.buffer_bytes for report in recorder.reports),
+        regions=tuple(region for report in recorder.reports for region in report.regions),
+        reports=tuple(recorder.reports),
+    )
+
+
+# Inductor folds what it takes for constants by computing them; on the meta device everything looks constant to it.
+_TRACE_OPTIONS = {"joint_graph_constant_folding": False}
+
+
+class _Recorder:
+    """A backend that runs the passes, keeps the reports, and returns outputs of the right shapes with nothing in them."""
+
+    def __init__(self, config: BackendConfig) -> None:
+        self.config = config
+        self.reports: list[Report] = []
+
+    def __call__(self, gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
+        return trace_and_compile(gm, example_inputs, self._record, _TRACE_OPTIONS)
+
+    def _record(
+        self, traced: fx.GraphModule, inputs: Sequence[Any], static_inputs: Sequence[int], compile_graph: CompileGraph
+    ) -> BoxedCallable:
+        result = run_passes(traced, static_inputs, self.config.order)
+        if result.guarded is not None:
+            self.reports.append(describe_graph(result, self.config))
+        values = [node.meta["val"] for node in traced.graph.output_node().args[0]]
+        return _Outputs(tuple(values))
+
+
+@dataclass(frozen=True)
+class _Outputs:
+    values: tuple[Any, ...]
+    _boxed_call = True
+
+    def __call__(self, args: list[Any]) -> list[Any]:
+        args.clear()
+        return [_empty_like(value) if isinstance(value, Tensor) else value for value in self.values]
+
+
+def _empty_like(value: Tensor) -> Tensor:
+    return torch.empty_strided(tuple(value.shape), value.stride(), dtype=value.dtype, device=value.device)
