@@ -1,6 +1,6 @@
 """Train the digits model that ships in the package, judge it, and write its weights and model card.
 
-    python -m benchmarks.train_digits [--steps 6000] [--threads 2]
+    python -m benchmarks.train_digits [--steps 5000] [--threads 1]
 
 Noise prediction on scikit-learn's 1,797 digits, labels dropped 10 % of the time for guidance, an exponential moving average
 of the weights kept and shipped. Judged by a support-vector classifier fitted on the real digits.
@@ -15,13 +15,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors.torch import save_file
-from sklearn.datasets import load_digits
-from sklearn.svm import SVC
-from torch import Tensor
-from torch.nn import functional as F
+from torch.nn.functional import mse_loss
 from tqdm import tqdm
 
 import taylorseer_fx.digits.model as digits_model
+from taylorseer_fx.digits.judge import Judge, load_real_digits
 from taylorseer_fx.digits.sampling import NULL_CLASS, NUM_CLASSES, build_scheduler, sample_digits
 
 CARD = """# Model card: digits DiT
@@ -34,31 +32,17 @@ CARD = """# Model card: digits DiT
 | Recipe | {steps} steps, batch {batch}, AdamW 1e-3 with cosine decay, weight average 0.999, seed {seed} |
 | Final loss | {loss:.4f} (mean of the last 200 steps) |
 | Judged | {accuracy:.1%} of {num_samples} samples (50 DDIM steps, guidance 2) are named as the class asked for by a support-vector classifier fitted on the real digits (its own accuracy on held-out digits: {judge:.1%}) |
-| Trained | {date}, {minutes:.0f} minutes on {threads} CPU threads, torch {torch} |
+| Trained | {date}, {minutes:.0f} minutes on {threads} CPU thread(s), torch {torch} |
 | Again | `python -m benchmarks.train_digits` |
 
 Made to show and test the compiler pass, not to draw digits: it has seen one small data set, and knows nothing else.
 """
 
 
-def load_data() -> tuple[Tensor, Tensor]:
-    """Pictures float32 ``[1797, 1, 8, 8]`` in [-1, 1] and labels int64 ``[1797]``."""
-    images, labels = load_digits(return_X_y=True)
-    return torch.tensor(images / 8.0 - 1.0, dtype=torch.float32).view(-1, 1, 8, 8), torch.tensor(labels)
-
-
-def fit_judge(images: Tensor, labels: Tensor) -> tuple[SVC, float]:
-    """A classifier fitted on all real digits, and the accuracy of the same recipe on a held-out fifth of them."""
-    features, targets = images.flatten(1).numpy(), labels.numpy()
-    held_out = np.random.default_rng(0).permutation(len(targets)) < len(targets) // 5
-    accuracy = SVC(gamma="scale", C=10).fit(features[~held_out], targets[~held_out]).score(features[held_out], targets[held_out])
-    return SVC(gamma="scale", C=10).fit(features, targets), float(accuracy)
-
-
 def train(steps: int, batch: int, seed: int) -> tuple[torch.nn.Module, float]:
     """Returns the averaged model and the mean loss of the last 200 steps."""
     torch.manual_seed(seed)
-    images, labels = load_data()
+    images, labels = load_real_digits()
     scheduler = build_scheduler()
     model = digits_model.build_digits_model()
     average = copy.deepcopy(model).requires_grad_(False)
@@ -73,7 +57,7 @@ def train(steps: int, batch: int, seed: int) -> tuple[torch.nn.Module, float]:
         noise, timestep = torch.randn_like(clean), torch.randint(1000, (batch,))
         noisy = scheduler.add_noise(clean, noise, timestep)
         predicted = model(noisy, timestep=timestep, class_labels=label, return_dict=False)[0]
-        loss = F.mse_loss(predicted, noise)
+        loss = mse_loss(predicted, noise)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -90,10 +74,10 @@ def train(steps: int, batch: int, seed: int) -> tuple[torch.nn.Module, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=6000)
+    parser.add_argument("--steps", type=int, default=5000)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, default=digits_model.WEIGHTS_PATH)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -103,9 +87,8 @@ def main() -> None:
     minutes = (time.perf_counter() - started) / 60
     model.half().float()  # judge what is shipped
     wanted = torch.arange(400) % NUM_CLASSES
-    judge, judge_accuracy = fit_judge(*load_data())
-    samples = sample_digits(model, wanted, progress=tqdm)
-    accuracy = float((judge.predict(samples.flatten(1).numpy()) == wanted.numpy()).mean())
+    judge = Judge()
+    accuracy = judge.accuracy(sample_digits(model, wanted, progress=tqdm), wanted)
     save_file({name: tensor.half().contiguous() for name, tensor in model.state_dict().items()}, args.out)
     card = CARD.format(
         parameters=sum(p.numel() for p in model.parameters()),
@@ -116,7 +99,7 @@ def main() -> None:
         loss=loss,
         accuracy=accuracy,
         num_samples=len(wanted),
-        judge=judge_accuracy,
+        judge=judge.held_out_accuracy(),
         date=datetime.date.today().isoformat(),
         minutes=minutes,
         threads=args.threads,

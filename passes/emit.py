@@ -43,6 +43,12 @@ def placeholder(graph: fx.Graph, name: str, value: Tensor) -> fx.Node:
     return node
 
 
+def outputs(graph: fx.Graph) -> tuple[Any, ...]:
+    """What ``graph`` returns: nodes, or constants."""
+    results: Any = graph.output_node().args[0]
+    return tuple(results)
+
+
 def attribute(gm: fx.GraphModule, node: fx.Node) -> Any:
     """What a ``get_attr`` node of ``gm`` refers to: a constant tensor, or the body of a higher-order operator."""
     return attrgetter(str(node.target))(gm)

@@ -40,7 +40,7 @@ def find_regions(graph: fx.Graph, parameters: Iterable[fx.Node]) -> RegionSet:
         refused_features = {feature for group, _ in refused for feature in group}
         kept = tuple(feature for feature in kept if feature not in refused_features)
     activations = activation_nodes(graph, set(parameters))
-    regions = (_region(group, body, order, activations) for group, body in zip(groups, bodies, strict=True))
+    regions = (_region(group, body, order, activations, reach) for group, body in zip(groups, bodies, strict=True))
     return RegionSet(
         regions=tuple(sorted(regions, key=lambda region: order[region.features[0].node])),
         rejected=tuple(rejected),
@@ -148,10 +148,13 @@ def _live_ins(body: set[fx.Node], order: dict[fx.Node, int]) -> list[fx.Node]:
     return sorted(outside, key=order.__getitem__)
 
 
-def _region(group: tuple[Feature, ...], body: set[fx.Node], order: dict[fx.Node, int], activations: set[fx.Node]) -> Region:
+def _region(
+    group: tuple[Feature, ...], body: set[fx.Node], order: dict[fx.Node, int], activations: set[fx.Node], reach: SeedReach
+) -> Region:
     nodes = sorted(body, key=order.__getitem__)
+    on_stream = [node for node in nodes if any(reach.depends(node, feature.residual.source) for feature in group)]
     return Region(
-        path=common_path(filter(is_heavy, nodes), nodes),
+        path=common_path(filter(is_heavy, on_stream), nodes),
         kind=classify(nodes, [feature.node for feature in group], activations),
         features=tuple(sorted(group, key=lambda feature: order[feature.node])),
         nodes=tuple(nodes),

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from taylorseer_fx.passes.emit import attribute, emitter, graph_fake_mode, placeholder
+from taylorseer_fx.passes.emit import attribute, emitter, graph_fake_mode, outputs, placeholder
 from taylorseer_fx.passes.regions import Region, RegionSet
 from taylorseer_fx.passes.taylor import accumulation_dtype, emit_differences, emit_polynomial
 
@@ -115,7 +115,7 @@ class _Builder:
             if node.op != "output" and node not in self.region_of:
                 self._materialize(node)
         output = self.gm.graph.output_node()
-        results = fx.map_arg(output.args[0], self._materialize)
+        results = fx.map_arg(outputs(self.gm.graph), self._materialize)
         new = [self.new_buffers[buffer] for buffers in self.buffers.values() for buffer in buffers]
         self.graph.output((*results, *new)).meta.update(output.meta)
         guarded = fx.GraphModule(self.attributes, self.graph, "GuardedGraph")

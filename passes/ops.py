@@ -54,9 +54,7 @@ ELEMENTWISE_DRESS = CASTS | _packets(
 
 
 # Namespaces whose operators are defined by torch itself; anything else is somebody's kernel.
-_TORCH_NAMESPACES = frozenset(
-    {"aten", "prims", "prim", "_c10d_functional", "c10d_functional", "inductor", "quantized_decomposed"}
-)
+_TORCH_NAMESPACES = frozenset({"aten", "prims", "prim", "_c10d_functional", "inductor", "quantized_decomposed"})
 
 
 def is_opaque(node: fx.Node) -> bool:

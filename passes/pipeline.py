@@ -12,7 +12,7 @@ from typing import TypeVar
 
 import torch
 from torch import fx
-from torch._logging import trace_structured
+from torch._logging._internal import trace_structured
 
 from taylorseer_fx.passes.canonicalize import canonicalize
 from taylorseer_fx.passes.clean_up import Variant, clean_up

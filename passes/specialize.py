@@ -12,12 +12,12 @@ A buffer that a branch passes through needs no copy. What the forecast leaves un
 
 import enum
 import operator
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import fx
 
-from taylorseer_fx.passes.emit import attribute
+from taylorseer_fx.passes.emit import attribute, outputs
 from taylorseer_fx.passes.guard_regions import GuardedGraph, cond
 
 
@@ -37,20 +37,18 @@ def specialize(guarded: GuardedGraph, kind: StepKind) -> fx.GraphModule:
             continue
         if node.target is cond:
             env[node] = _inline(guarded, node, kind, graph, env, attributes)
-        elif node.target is operator.getitem and isinstance(env[node.args[0]], tuple):
-            env[node] = env[node.args[0]][node.args[1]]
+        elif node.target is operator.getitem and isinstance(env[node.all_input_nodes[0]], tuple):
+            env[node] = env[node.all_input_nodes[0]][node.args[1]]
         else:
             if node.op == "get_attr":
                 attributes[str(node.target)] = attribute(guarded.gm, node)
             env[node] = graph.node_copy(node, env.__getitem__)
-    output = source.output_node()
-    (values,) = output.args
-    results = fx.map_arg(values, env.__getitem__)
+    results = fx.map_arg(outputs(source), env.__getitem__)
     for buffer, new in zip(guarded.buffers, results[guarded.num_outputs :], strict=True):
         if new is not env[buffer]:
             store = graph.call_function(torch.ops.aten.copy_.default, (env[buffer], new))
             store.meta["val"] = buffer.meta["val"]
-    graph.output(tuple(results[: guarded.num_outputs])).meta.update(output.meta)
+    graph.output(tuple(results[: guarded.num_outputs])).meta.update(source.output_node().meta)
     return fx.GraphModule(attributes, graph, f"{kind.value.capitalize()}Step")
 
 
@@ -62,15 +60,15 @@ def _inline(
     guarded: GuardedGraph, call: fx.Node, kind: StepKind, graph: fx.Graph, env: dict[fx.Node, Any], attributes: dict[str, Any]
 ) -> tuple[fx.Node, ...]:
     """Copy the chosen side of a branch into ``graph``; returns what the branch returns."""
-    _, on_full, on_forecast, operands = call.args
+    on_full, on_forecast, operands = cast(tuple[fx.Node, fx.Node, tuple[fx.Node, ...]], call.args[1:])
     branch = attribute(guarded.gm, on_full if kind is StepKind.FULL else on_forecast)
     inner = dict(zip(branch.graph.find_nodes(op="placeholder"), (env[operand] for operand in operands), strict=True))
     for node in branch.graph.nodes:
         if node.op == "placeholder":
             continue
         if node.op == "output":
-            return tuple(fx.map_arg(node.args[0], inner.__getitem__))
+            break
         if node.op == "get_attr":
             attributes[str(node.target)] = attribute(branch, node)
         inner[node] = graph.node_copy(node, inner.__getitem__)
-    raise AssertionError("a graph ends with its output")
+    return tuple(fx.map_arg(outputs(branch.graph), inner.__getitem__))

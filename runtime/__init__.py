@@ -1,3 +1,3 @@
 """What happens at call time: which stream and step a call is (``clock``, ``scope``), whether it executes or forecasts
-(``schedule``), with which coefficients (``weights``), on which buffers (``buffers``), and the hot path that joins them (``dispatch``).
+(``schedule``), with which coefficients (``weights``), on which buffers (``buffers``), and the hot path (``dispatch``).
 """

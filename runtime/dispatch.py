@@ -83,7 +83,7 @@ def picker(kept: Sequence[int]) -> Callable[[Sequence[Any]], Sequence[Any]]:
     """The items at ``kept``, as a sequence whatever their number."""
     if len(kept) == 1:
         return lambda items: (items[kept[0]],)
-    return itemgetter(*kept) if kept else lambda items: ()
+    return itemgetter(*kept) if kept else lambda _: ()
 
 
 class Dispatcher:
@@ -163,7 +163,7 @@ class Dispatcher:
         return state
 
     def _begin(self, tick: Tick, old: StreamState | None, sizes: tuple[int, ...], args: list[Argument]) -> StreamState:
-        """A stream's first call in a generation (or after its shape changed): fresh derivatives, buffers reused where they fit."""
+        """A stream's first call in a generation (or after its shape changed): fresh derivatives, buffers reused if they fit."""
         states = self._runtime.states
         if tick.step > 0 and any(
             stream == tick.stream and state.generation == tick.generation for (stream, _), state in states.items()
@@ -201,9 +201,8 @@ _MANY = 256  # elements; from here on the extremes are taken by torch, not by Py
 def read_time(tensors: Sequence[Any]) -> Time:
     """Smallest and largest value of each time input: two numbers that change when any step is taken, whatever the batch."""
     if len(tensors) > 1 and all(tensor.device.type != "cpu" for tensor in tensors):  # one wait for the device, not one each
-        sizes = [tensor.numel() for tensor in tensors]
-        values = torch.cat([tensor.reshape(-1).to(torch.float64) for tensor in tensors]).cpu().split(sizes)
-        return read_time(values)
+        values = torch.cat([tensor.reshape(-1).to(torch.float64) for tensor in tensors]).cpu()
+        return read_time(torch.split(values, [tensor.numel() for tensor in tensors]))
     time: list[float] = []
     for tensor in tensors:
         if tensor.numel() > _MANY:

@@ -90,9 +90,7 @@ class TaylorSeerBackend:
             RuntimeError: nothing was compiled yet.
         """
         if not self._graphs:
-            raise RuntimeError(
-                "explain() tells about a compiled graph, and there is none yet: call the compiled model once first"
-            )
+            raise RuntimeError("explain() tells about a compiled graph: call the compiled model once first")
         return describe_graph(self._graphs[graph], self.config, num_graphs=len(self._graphs))
 
     def stats(self) -> Stats:
@@ -147,7 +145,7 @@ class TaylorSeerBackend:
         found = result.found
         rejected = "".join(f"\n  {entry}" for entry in found.rejected)
         message = (
-            "no attention or MLP to forecast in this graph. Looked for residual adds `x + f(x)`, with or without a gate, in which "
+            "no attention or MLP to forecast in this graph. Looked for residual adds `x + f(x)`, with or without a gate, where "
             f"f contains a matrix product, a convolution or attention; found {found.num_heavy} such operators and "
             f"{found.num_residual_adds} residual adds{', none of which can be forecast:' + rejected if rejected else ''}. "
         )

@@ -1,7 +1,7 @@
 """Where we meet Inductor: trace as ``torch.compile`` does, then compile each variant as ``torch.compile`` would.
 
-``compile_fx`` runs Dynamo's graph through AOTAutograd and Inductor's joint-graph passes, then hands the functional ATen graph to an
-``inner_compile``. We take that place, so a full step goes the very way that plain ``torch.compile`` goes, and is traced once.
+``compile_fx`` runs Dynamo's graph through AOTAutograd and Inductor's joint-graph passes, then hands the functional ATen graph to
+an ``inner_compile``. We take that place, so a full step goes the very way of plain ``torch.compile``, and is traced once.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -38,7 +38,8 @@ def trace_and_compile(
 
     # AOTAutograd's cache stores what plain torch.compile made of the same graph, and on a hit would not call us at all.
     with functorch_config.patch(enable_autograd_cache=False, bundled_autograd_cache=False):
-        compiled: Callable[..., Any] = compile_fx(gm, example_inputs, inner_compile=inner_compile, config_patches=dict(options))
+        compile_with: Callable[..., Any] = compile_fx  # its annotations know no inner_compile but Inductor's own
+        compiled: Callable[..., Any] = compile_with(gm, example_inputs, inner_compile=inner_compile, config_patches=dict(options))
     return compiled
 
 
@@ -63,7 +64,7 @@ def compile_variants(
     return compiled
 
 
-def make_eager(gm: fx.GraphModule, inputs: Sequence[Any], static_inputs: tuple[int, ...]) -> BoxedCallable:
+def make_eager(gm: fx.GraphModule, _inputs: Sequence[Any], _static_inputs: tuple[int, ...]) -> BoxedCallable:
     """The graph as it is, run operator by operator."""
     boxed: BoxedCallable = make_boxed_func(gm.forward)
     return boxed

@@ -3,6 +3,7 @@
 import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -88,7 +89,7 @@ def _checked_full_steps(value: Any) -> tuple[int, ...]:
             raise ConfigError("full_steps", allowed, value, f"{step!r} is no step index.")
     if not steps or steps[0] != 0:
         raise ConfigError("full_steps", allowed, value, "The first step has nothing to forecast from.")
-    if any(after <= before for before, after in zip(steps, steps[1:], strict=False)):
+    if any(after <= before for before, after in pairwise(steps)):
         raise ConfigError("full_steps", allowed, value)
     return steps
 

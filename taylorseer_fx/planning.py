@@ -11,6 +11,7 @@ from taylorseer_fx.compile import CompileGraph, trace_and_compile
 from taylorseer_fx.config import BackendConfig
 from taylorseer_fx.errors import ConfigError, NoRegionsError
 from taylorseer_fx.explain import FeatureInfo, RegionInfo, Report, describe_graph
+from taylorseer_fx.passes.emit import outputs
 from taylorseer_fx.passes.pipeline import run_passes
 from taylorseer_fx.runtime.dispatch import BoxedCallable
 from taylorseer_fx.text import format_bytes, format_flops
@@ -86,9 +87,7 @@ def plan(
     with torch.no_grad():
         compiled(**inputs) if isinstance(inputs, Mapping) else compiled(*inputs)
     if not recorder.reports:
-        raise NoRegionsError(
-            f"nothing to forecast in {type(model).__name__}: no residual add around attention or an MLP was found"
-        )
+        raise NoRegionsError(f"nothing to forecast in {type(model).__name__}: found no residual add around attention or an MLP")
     return Plan(
         num_steps=num_steps,
         order=order,
@@ -116,13 +115,12 @@ class _Recorder:
         return trace_and_compile(gm, example_inputs, self._record, _TRACE_OPTIONS)
 
     def _record(
-        self, traced: fx.GraphModule, inputs: Sequence[Any], static_inputs: Sequence[int], compile_graph: CompileGraph
+        self, traced: fx.GraphModule, _inputs: Sequence[Any], static_inputs: Sequence[int], _compile_graph: CompileGraph
     ) -> BoxedCallable:
         result = run_passes(traced, static_inputs, self.config.order)
         if result.guarded is not None:
             self.reports.append(describe_graph(result, self.config))
-        values = [node.meta["val"] for node in traced.graph.output_node().args[0]]
-        return _Outputs(tuple(values))
+        return _Outputs(fx.map_arg(outputs(traced.graph), lambda node: node.meta["val"]))
 
 
 @dataclass(frozen=True)

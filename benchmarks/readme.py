@@ -1,0 +1,83 @@
+"""Write the recorded figures into the README: every table between ``<!-- name -->`` and ``<!-- /name -->`` comes from here."""
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from taylorseer_fx.demo.results import HEADINGS, Row
+from taylorseer_fx.text import format_bytes
+
+
+def update_readme(root: Path) -> None:
+    """Rewrite the tables of ``root/README.md`` from ``root/benchmarks/results``."""
+    path = root / "README.md"
+    path.write_text(with_tables(path.read_text(), root / "benchmarks" / "results"))
+
+
+def with_tables(text: str, results: Path) -> str:
+    """``text`` with every table made anew."""
+    for name, render in _TABLES.items():
+        source = json.loads((results / f"{name}.json").read_text())
+        begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+        block = f"{begin}\n{render(source)}\n{end}"
+        text, count = re.subn(re.escape(begin) + ".*?" + re.escape(end), lambda _, block=block: block, text, flags=re.DOTALL)
+        if count != 1:
+            raise ValueError(f"the README must hold the marks {begin} and {end} once, found {count}")
+    return text
+
+
+def _demo(source: dict[str, Any]) -> str:
+    header, *lines = zip(HEADINGS, *(Row(**row).cells() for row in source["rows"]), strict=True)
+    caption = (
+        f"{source['num_images']} digits, {source['num_steps']} DDIM steps with guidance, order {source['order']}, schedule "
+        f"`{source['schedule']}`. {_machine(source)}"
+    )
+    return f"{_markdown(header, lines)}\n\n{caption}"
+
+
+def _benchmarks(source: dict[str, Any]) -> str:
+    by_name = {row["name"]: row for row in source["benchmarks"]}
+    rows = []
+    for order in (1, 2):
+        row = by_name[f"test_steps[{order}]"]
+        what = f"{row['workload']}, order {order}"
+        rows += [
+            (f"{what}: full step, over a step of plain `torch.compile`", f"{row['full_over_plain']:.3f}"),
+            (f"{what}: forecast step, over a full step", f"{row['forecast_over_full']:.4f}"),
+            (
+                f"{what}: run of {len(row['schedule'])} steps, speed-up over plain `torch.compile` (ceiling)",
+                f"{row['speedup_over_plain']:.2f}x ({row['ceiling']:.2f}x)",
+            ),
+            (f"{what}: derivative buffers", format_bytes(row["buffer_bytes"])),
+        ]
+    compiling = by_name["test_compile_seconds"]
+    rows += [
+        (
+            f"{compiling['workload']}: compile seconds, both graphs, against plain `torch.compile`, caches cold",
+            f"{compiling['ours_seconds']:.1f} / {compiling['plain_seconds']:.1f} = {compiling['ours_over_plain']:.2f}",
+        ),
+        (
+            "our own Python in a call, FLUX.1-dev's number of inputs and buffers",
+            f"{by_name['test_dispatch_flux_sized']['microseconds_a_call']:.0f} us",
+        ),
+        (
+            "a call of a model of next to no work, plain `torch.compile` / ours",
+            f"{by_name['test_tiny_model_call[plain]']['microseconds_a_call']:.0f} us / "
+            f"{by_name['test_tiny_model_call[ours]']['microseconds_a_call']:.0f} us",
+        ),
+    ]
+    return f"{_markdown(('measured', ''), rows)}\n\n{_machine(source)}"
+
+
+def _machine(source: dict[str, Any]) -> str:
+    return f"{source['cpu']}, {source['threads']} threads, torch {source['torch']}, {source['date']}."
+
+
+def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    rule = ["---", *("---:" for _ in header[1:])]
+    return "\n".join("| " + " | ".join(row) + " |" for row in (header, rule, *rows))
+
+
+_TABLES: dict[str, Callable[[dict[str, Any]], str]] = {"demo": _demo, "benchmarks": _benchmarks}

@@ -1,0 +1,54 @@
+"""What is timed: geometry of published models with random weights (speed does not depend on their values)."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers import DiTTransformer2DModel
+
+Inputs = Callable[[int], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A model and the arguments of its call at each step of a 50-step run."""
+
+    name: str
+    model: torch.nn.Module
+    inputs: Inputs
+
+
+def dit_s2() -> Workload:
+    """DiT-S/2 at 256x256: 12 blocks, width 384, 256 tokens, guidance batch 2 (arXiv 2212.09748, table 1)."""
+    return _dit("DiT-S/2", num_layers=12, num_heads=6, head_dim=64, sample_size=32)
+
+
+def tiny_dit() -> Workload:
+    """One block of width 16: nothing but overhead."""
+    return _dit("tiny DiT", num_layers=1, num_heads=1, head_dim=16, sample_size=4)
+
+
+def _dit(name: str, *, num_layers: int, num_heads: int, head_dim: int, sample_size: int) -> Workload:
+    torch.manual_seed(0)
+    model = DiTTransformer2DModel(
+        num_attention_heads=num_heads,
+        attention_head_dim=head_dim,
+        in_channels=4,
+        out_channels=8,
+        num_layers=num_layers,
+        sample_size=sample_size,
+        patch_size=2,
+        activation_fn="gelu-approximate",
+        num_embeds_ada_norm=1000,
+        norm_type="ada_norm_zero",
+        norm_elementwise_affine=False,
+    ).eval()
+    latents = torch.randn(2, 4, sample_size, sample_size)
+    labels = torch.tensor([207, 1000])
+
+    def inputs(step: int) -> dict[str, Any]:
+        timestep = torch.full((2,), 981 - 20 * (step % 50))
+        return {"hidden_states": latents, "timestep": timestep, "class_labels": labels, "return_dict": False}
+
+    return Workload(name, model.requires_grad_(False), inputs)

@@ -1,0 +1,76 @@
+"""The demo from start to end."""
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from torch import Tensor
+
+from taylorseer_fx.demo.picture import save_picture
+from taylorseer_fx.demo.results import HEADINGS, Row, measure
+from taylorseer_fx.demo.runs import DemoConfig, Track, run_compiled, run_eager, run_forecast
+
+
+def run_demo(config: DemoConfig, out: Path, console: Console, json_out: Path | None = None) -> None:
+    """Generate three ways, print the table, write the picture to ``out`` and the numbers to ``json_out``."""
+    console.print(
+        f"{len(config.labels)} digits, {config.num_steps} DDIM steps with guidance, from the same noise, three ways "
+        f"(torch {torch.__version__}, {torch.get_num_threads()} CPU threads)"
+    )
+    columns = (SpinnerColumn(), TextColumn("{task.description:<34}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console) as bars:
+        shown = _Bars(bars)
+        eager = run_eager(config, shown.begin("eager"))
+        compiled = run_compiled(config, shown.begin("torch.compile"))
+        forecast, backend = run_forecast(config, shown.begin("taylorseer_fx"))
+    runs = (eager, compiled, forecast)
+    rows = measure(runs, config)
+    schedule = backend.config.schedule.describe(config.num_steps)
+    console.print(_table(rows))
+    console.print(f"schedule  {schedule}   (F full step, T Taylor forecast)")
+    save_picture(out, runs, [_caption(row) for row in rows])
+    console.print(f"picture   {out}")
+    if json_out is not None:
+        content = {"num_images": len(config.labels), "num_steps": config.num_steps, "order": config.order, "schedule": schedule}
+        json_out.write_text(json.dumps({**content, "rows": [asdict(row) for row in rows]}, indent=2) + "\n")
+
+
+def _caption(row: Row) -> str:
+    return f"{row.seconds:.1f} s" if row.psnr_db is None else f"{row.seconds:.1f} s, {row.speedup_over_eager:.2f}x over eager"
+
+
+@dataclass
+class _Bars:
+    """One progress bar for each way of generating; it pulses while that way compiles."""
+
+    bars: Progress
+    current: TaskID | None = None
+
+    def begin(self, name: str) -> Track:
+        self.current = self.bars.add_task(f"{name}: getting ready", total=None)
+        return self._track
+
+    def _track(self, name: str, timesteps: Iterable[Tensor]) -> Iterable[Tensor]:
+        assert self.current is not None
+        steps = list(timesteps)
+        self.bars.reset(self.current, total=len(steps), description=f"{name}: denoising")
+        for step in steps:
+            yield step
+            self.bars.advance(self.current)
+
+
+def _table(rows: Sequence[Row]) -> Table:
+    """Measures down, ways of generating across: it fits a terminal of 80 columns."""
+    table = Table(header_style="bold")
+    for i, line in enumerate(zip(HEADINGS, *(row.cells() for row in rows), strict=True)):
+        if i == 0:
+            for j, heading in enumerate(line):
+                table.add_column(heading, justify="right" if j else "left")
+        else:
+            table.add_row(*line)
+    return table

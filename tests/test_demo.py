@@ -1,0 +1,85 @@
+"""The demo's numbers, picture and command line; the demo itself runs from the wheel in CI."""
+
+import json
+import math
+import subprocess
+import sys
+
+import pytest
+import torch
+from rich.console import Console
+
+from taylorseer_fx import cli
+from taylorseer_fx.demo import main as demo
+from taylorseer_fx.demo.quality import psnr
+from taylorseer_fx.demo.results import measure
+from taylorseer_fx.demo.runs import DemoConfig, Run, run_eager
+from taylorseer_fx.digits.judge import load_real_digits
+
+
+def test_psnr_of_a_known_error():
+    """An error of 0.2 everywhere in a range of 2 is 20 dB."""
+    reference = torch.zeros(4, 1, 8, 8)
+    assert psnr(reference + 0.2, reference) == pytest.approx(20.0, abs=1e-5)
+
+
+def test_psnr_of_equal_pictures_is_infinite():
+    assert psnr(torch.ones(2), torch.ones(2)) == math.inf
+
+
+def test_psnr_ignores_what_the_screen_cannot_show():
+    assert psnr(torch.full((3,), 5.0), torch.full((3,), 1.0)) == math.inf
+
+
+def _run(name: str, samples: torch.Tensor, seconds: list[float], full_steps: list[int]) -> Run:
+    return Run(name, samples, tuple(seconds), tuple(full_steps), compile_seconds=3.0, buffer_bytes=2048)
+
+
+def test_rows_come_from_the_runs():
+    """Real digits in place of samples: the classifier names them, and the ratios follow from the seconds."""
+    config = DemoConfig(num_steps=4, rows=1)
+    images, labels = load_real_digits()
+    shown = torch.stack([images[labels == digit][0] for digit in range(10)])
+    eager = _run("eager", shown, [2.0] * 4, [0, 1, 2, 3])
+    ours = _run("ours", shown + 0.02, [2.0, 2.0, 0.5, 0.5], [0, 1])
+    row = measure([eager, eager, ours], config)[-1]
+    assert row.speedup_over_eager == pytest.approx(8 / 5)
+    assert (row.full_step_ms, row.forecast_step_ms, row.ceiling) == (2000.0, 500.0, 2.0)
+    assert row.accuracy == 1.0
+    assert 30 < row.psnr_db < math.inf
+
+
+def test_demo_writes_picture_table_and_numbers(tmp_path, monkeypatch):
+    """Everything but the compiling: the two compiled runs are replaced by the eager one."""
+    config = DemoConfig(num_steps=2, rows=1)
+
+    def forecast(config, track):
+        return run_eager(config, track), config.backend()
+
+    monkeypatch.setattr(demo, "run_compiled", run_eager)
+    monkeypatch.setattr(demo, "run_forecast", forecast)
+    console = Console(record=True, width=200, quiet=False, file=(tmp_path / "out.txt").open("w"))
+    demo.run_demo(config, tmp_path / "demo.png", console, tmp_path / "demo.json")
+    assert (tmp_path / "demo.png").read_bytes().startswith(b"\x89PNG")
+    content = json.loads((tmp_path / "demo.json").read_text())
+    assert content["schedule"] == "FF"
+    assert [row["name"] for row in content["rows"]] == ["eager", "eager", "eager"]
+    assert "forecast step, ms" in console.export_text()
+
+
+def test_missing_extra_is_named(monkeypatch, capsys):
+    """Without the demo's libraries the command says which one, and what to install."""
+    monkeypatch.setitem(sys.modules, "rich.console", None)
+    assert cli.main(["demo"]) == 1
+    assert 'pip install "taylorseer-fx[demo]"' in capsys.readouterr().err
+
+
+def test_command_prints_its_version():
+    out = subprocess.run([sys.executable, "-m", "taylorseer_fx.cli", "--version"], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "0.1.0"
+
+
+def test_unknown_command_is_refused(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["fly"])
+    assert "invalid choice: 'fly'" in capsys.readouterr().err

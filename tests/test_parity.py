@@ -1,0 +1,327 @@
+"""Full steps equal the model, forecast steps equal the method: every model against an eager reference written on its own.
+
+Most of it runs in float64 and without Inductor, where a wrong coefficient cannot hide behind rounding.
+"""
+
+import ast
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
+from torch import Tensor, nn
+
+from taylorseer_fx import TaylorSeerBackend, taylorseer_backend
+from taylorseer_fx.passes.guard_regions import cond
+from taylorseer_fx.runtime.dispatch import Dispatcher
+from taylorseer_fx.runtime.weights import formed_after, reciprocal_gaps, taylor_weights
+from tests.reference import HookReference
+from tests.zoo import MODELS, ZooModel, dit, flux, sd3
+
+NUM_STEPS = 50
+ROUNDING = {torch.float64: 1e-12, torch.float32: 1e-4}
+
+
+@pytest.fixture(autouse=True)
+def no_grad() -> Iterator[None]:
+    with torch.no_grad():
+        yield
+
+
+def relative_error(actual: Tensor, expected: Tensor) -> float:
+    return float((actual - expected).abs().max() / expected.abs().max())
+
+
+def assert_parity(zoo: ZooModel, num_steps: int, tolerance: float, **settings: Any) -> TaylorSeerBackend:
+    """Run a trajectory through the backend and through the reference, the same inputs to both, and compare every step."""
+    backend = taylorseer_backend(**{"compiler": "eager"} | settings)
+    compiled = torch.compile(zoo.model, backend=backend, fullgraph=True)
+    schedule = {name: settings[name] for name in ("order", "interval", "warmup", "full_steps") if name in settings}
+    reference = HookReference(zoo.model, zoo.feature_modules, **schedule)
+    for step in range(num_steps):
+        actual = compiled(**zoo.inputs(step))[0]
+        error = relative_error(actual, reference(step, zoo.inputs(step)))
+        assert error <= tolerance, f"step {step} is off by {error:.2e}"
+    num_full = sum(map(reference.is_full, range(num_steps)))
+    stats = backend.stats()
+    assert (stats.full_calls, stats.forecast_calls) == (num_full, num_steps - num_full)
+    return backend
+
+
+def test_reference_is_independent():
+    """The reference imports nothing of the package, so both cannot share a mistake."""
+    tree = ast.parse((Path(__file__).parent / "reference.py").read_text())
+    imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    imported |= {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    assert {name.split(".")[0] for name in imported} <= {"collections", "dataclasses", "itertools", "math", "typing", "torch"}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_forecasts_differ_from_the_model(name):
+    """The zoo is not blind: forecasting changes outputs by far more than any tolerance here, and the order matters."""
+    zoo = MODELS[name](torch.float64)
+    references = [HookReference(zoo.model, zoo.feature_modules, order, interval=4, warmup=2) for order in range(5)]
+    for step in range(21):
+        outputs = [reference(step, zoo.inputs(step)) for reference in references]
+    outputs.append(zoo.model(**zoo.inputs(20))[0])
+    errors = [relative_error(a, b) for i, a in enumerate(outputs) for b in outputs[:i]]
+    assert not references[0].is_full(20)
+    assert min(errors) > 1e-3
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_finds_every_feature(name):
+    """Regions of the expected kinds, a feature for every module output, nothing rejected; a full step equals the model."""
+    zoo = MODELS[name](torch.float64)
+    backend = taylorseer_backend(order=1, compiler="eager")
+    compiled = torch.compile(zoo.model, backend=backend, fullgraph=True)
+    assert relative_error(compiled(**zoo.inputs(0))[0], zoo.model(**zoo.inputs(0))[0]) <= ROUNDING[torch.float64]
+    report = backend.explain()
+    kinds = [region.kind for region in report.regions]
+    assert {kind: kinds.count(kind) for kind in set(kinds)} == zoo.kinds
+    assert sum(len(region.features) for region in report.regions) == zoo.num_features
+    assert report.rejected == ()
+
+
+SETTINGS = [  # order, interval, warmup
+    *[("dit", *setting) for setting in [(0, 5, 3), (1, 2, 1), (2, 6, 3), (3, 3, 10), (4, 10, 5)]],
+    *[("flux", *setting) for setting in [(0, 4, 2), (2, 5, 1), (4, 3, 4)]],
+    *[("sd3", *setting) for setting in [(1, 5, 3), (3, 7, 2)]],
+    *[("pixart", *setting) for setting in [(0, 8, 7), (1, 10, 4), (2, 2, 1), (3, 4, 2), (4, 9, 8)]],
+]
+
+
+@pytest.mark.parametrize(("name", "order", "interval", "warmup"), SETTINGS)
+def test_trajectory(name, order, interval, warmup):
+    """All 50 steps equal the reference, to the rounding of float64."""
+    assert_parity(MODELS[name](torch.float64), NUM_STEPS, ROUNDING[torch.float64], order=order, interval=interval, warmup=warmup)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_trajectory_float32(name):
+    """The same in float32, to 1e-4."""
+    assert_parity(MODELS[name](), NUM_STEPS, ROUNDING[torch.float32], order=2, interval=5, warmup=3)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_trajectory_random_settings(seed):
+    """Orders, intervals and warm-ups drawn at random, on DiT."""
+    draw = random.Random(seed)
+    settings = {"order": draw.randint(1, 4), "interval": draw.randint(1, 10), "warmup": draw.randint(1, 10)}
+    assert_parity(dit(torch.float64), NUM_STEPS, ROUNDING[torch.float64], **settings)
+
+
+@pytest.mark.parametrize("full_steps", [(0, 1, 3, 4, 9, 11, 20, 21), (0, 7, 8), (0, 1, 2, 3, 10, 12, 13, 27)])
+@pytest.mark.parametrize("order", [1, 3])
+def test_explicit_full_steps(full_steps, order):
+    """Full steps with uneven gaps; the run goes on forecasting behind the last of them."""
+    assert_parity(dit(torch.float64), 32, ROUNDING[torch.float64], order=order, full_steps=full_steps)
+
+
+def test_ddim_closed_loop():
+    """DiT in diffusers' DDIM loop: the forecasts of a step shape the next step's input, and nothing drifts apart."""
+    zoo = dit(torch.float64)
+    backend = taylorseer_backend(order=2, interval=5, warmup=3, compiler="eager")
+    compiled = torch.compile(zoo.model, backend=backend)
+    reference = HookReference(zoo.model, zoo.feature_modules, order=2, interval=5, warmup=3)
+
+    def sample(denoise: Any) -> Tensor:
+        scheduler = DDIMScheduler(clip_sample=False)
+        scheduler.set_timesteps(NUM_STEPS)
+        inputs = zoo.inputs(0)
+        latents = inputs["hidden_states"]
+        for step, t in enumerate(scheduler.timesteps):
+            prediction = denoise(step, inputs | {"hidden_states": latents, "timestep": t.expand(2)})
+            latents = scheduler.step(prediction[:, :4], t, latents).prev_sample
+        return latents
+
+    actual = sample(lambda step, inputs: compiled(**inputs)[0])
+    assert relative_error(actual, sample(reference)) <= 1e-9
+    assert backend.stats().forecast_calls == 38
+
+
+def test_flow_match_closed_loop():
+    """FLUX in diffusers' flow-matching loop, whose timesteps are uneven and fractional."""
+    zoo = flux(torch.float64)
+    backend = taylorseer_backend(order=1, interval=4, warmup=2, compiler="eager")
+    compiled = torch.compile(zoo.model, backend=backend)
+    reference = HookReference(zoo.model, zoo.feature_modules, order=1, interval=4, warmup=2)
+
+    def sample(denoise: Any) -> Tensor:
+        scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
+        scheduler.set_timesteps(28)
+        inputs = zoo.inputs(0)
+        latents = inputs["hidden_states"]
+        for step, t in enumerate(scheduler.timesteps):
+            timestep = (t / 1000).expand(2).to(latents.dtype)
+            prediction = denoise(step, inputs | {"hidden_states": latents, "timestep": timestep})
+            latents = scheduler.step(prediction, t, latents, return_dict=False)[0]
+        return latents
+
+    actual = sample(lambda step, inputs: compiled(**inputs)[0])
+    assert relative_error(actual, sample(reference)) <= 1e-6  # the scheduler works in float32
+    assert backend.stats().forecast_calls == 20
+
+
+class RecordArguments:
+    """Stands before ``Dispatcher.__call__`` and keeps what the graph is called with, and what it returned."""
+
+    def __init__(self, original: Any) -> None:
+        self.original = original
+        self.arguments: list[Any] = []
+        self.outputs: list[Any] = []
+
+    def __get__(self, dispatcher: Dispatcher, owner: type) -> Any:
+        def call(args: list[Any]) -> Any:
+            self.arguments = list(args)  # a dispatcher empties the list that it is given
+            self.outputs = list(self.original(dispatcher, args))
+            return self.outputs
+
+        return call
+
+
+@pytest.mark.parametrize(("name", "order"), [("dit", 0), ("dit", 3), ("sd3", 2), ("pixart", 1)])
+def test_guarded_graph(monkeypatch, name, order):
+    """The guarded graph, run as it is with its predicate and buffers passed by hand, equals both reference and variants.
+
+    To the variants it is equal bit for bit: specialising and cleaning up change no arithmetic.
+    """
+    zoo = MODELS[name](torch.float64)
+    backend = taylorseer_backend(order=order, interval=3, warmup=2, compiler="eager")
+    compiled = torch.compile(zoo.model, backend=backend)
+    reference = HookReference(zoo.model, zoo.feature_modules, order, interval=3, warmup=2)
+    record = RecordArguments(Dispatcher.__call__)
+    monkeypatch.setattr(Dispatcher, "__call__", record)
+    buffers: list[Tensor] = []
+    last_full, formed = 0, -1
+    for step in range(15):
+        compiled(**zoo.inputs(step))
+        gm = backend.explain().graph("guarded")
+        assert any(node.target is cond for node in gm.graph.nodes)
+        if step == 0:
+            inputs = gm.graph.find_nodes(op="placeholder")[len(record.arguments) + 3 :]
+            buffers = [torch.zeros(node.meta["val"].shape, dtype=node.meta["val"].dtype) for node in inputs]
+        full, gap = reference.is_full(step), step - last_full
+        formed = formed_after(formed, step, 2, order) if full else formed
+        gaps = torch.tensor(reciprocal_gaps(order, formed, max(gap, 1)), dtype=torch.float64)
+        weights = torch.tensor(taylor_weights(order, formed, gap), dtype=torch.float64)
+        results = gm(*record.arguments, torch.tensor(full), gaps, weights, *buffers)
+        outputs, buffers = results[: len(record.outputs)], list(results[len(record.outputs) :])
+        assert len(buffers) == zoo.num_features * (order + 1)
+        assert all(torch.equal(a, b) for a, b in zip(outputs, record.outputs, strict=True))
+        assert relative_error(outputs[0], reference(step, zoo.inputs(step))) <= ROUNDING[torch.float64]
+        last_full = step if full else last_full
+
+
+class LinearBranches(nn.Module):
+    """Two residual branches without a gate or a nonlinearity: features are linear in the input, whatever the time."""
+
+    def __init__(self, width: int = 8, num_branches: int = 2) -> None:
+        super().__init__()
+        self.embed = nn.Linear(2, width)
+        self.branches = nn.ModuleList(nn.Linear(width, width, bias=False) for _ in range(num_branches))
+
+    def forward(self, x: Tensor, timestep: Tensor) -> Tensor:
+        for branch in self.branches:
+            x = x + branch(x)
+        phase = timestep[:, None] / 1000
+        return x * self.embed(torch.cat([phase.sin(), phase.cos()], dim=-1))
+
+
+def linear_branches(num_branches: int = 2) -> LinearBranches:
+    model = LinearBranches(num_branches=num_branches)
+    generator = torch.Generator().manual_seed(0)
+    for parameter in model.parameters():
+        parameter.data = 0.3 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+    return model.double().requires_grad_(False)
+
+
+@pytest.mark.parametrize(("interval", "warmup"), [(4, 2), (3, 1)])
+@pytest.mark.parametrize("order", [1, 2, 4])
+def test_linear_signal_is_exact(order, interval, warmup):
+    """Features linear in the step are forecast without error from the second derivative-forming full step on."""
+    model = linear_branches()
+    backend = taylorseer_backend(order=order, interval=interval, warmup=warmup, compiler="eager")
+    compiled = torch.compile(model, backend=backend)
+    start, slope = torch.randn(2, 2, 5, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    timestep = torch.full((2,), 1000.0, dtype=torch.float64)
+    second_full = 1 if warmup == 2 else interval
+    for step in range(20):
+        inputs = {"x": start + step * slope, "timestep": timestep - 10 * step}
+        error = relative_error(compiled(**inputs), model(**inputs))
+        assert error <= 1e-12 or step < second_full
+    assert backend.stats().forecast_calls > 10
+
+
+def test_quadratic_signal_is_off_by_what_the_paper_method_is():
+    """f(t) = t**2 with gap 5: at order 2 the official recursion is off by -10 two steps behind a full step, and so are we."""
+    model = linear_branches(num_branches=1)
+    model.branches[0].weight.data = torch.eye(8, dtype=torch.float64)
+    model.embed.weight.data.zero_()
+    model.embed.bias.data = torch.ones(8, dtype=torch.float64)
+    backend = taylorseer_backend(order=2, full_steps=(0, 5, 10), compiler="eager")
+    compiled = torch.compile(model, backend=backend)
+    for step in range(13):
+        x = torch.full((1, 3, 8), float(step**2), dtype=torch.float64)
+        output = compiled(x, torch.full((1,), 1000.0 - step, dtype=torch.float64))
+    forecast = output - x
+    torch.testing.assert_close(forecast, torch.full_like(x, 12.0**2 - 10.0), rtol=1e-13, atol=0)
+
+
+def test_order_zero_reuses_bit_for_bit():
+    """Order 0 adds the very feature of the last full step, not one recomputed and not a rounded copy."""
+    model = linear_branches(num_branches=1).float()
+    model.embed.weight.data.zero_()
+    model.embed.bias.data = torch.ones(8)
+    compiled = torch.compile(model, backend=taylorseer_backend(order=0, interval=4, warmup=2, compiler="eager"))
+    feature = torch.empty(0)
+    for step in range(12):
+        x = torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(step))
+        output = compiled(x, torch.full((2,), 1000.0 - step))
+        if step in (0, 1, 5, 9):
+            feature = model.branches[0](x)
+        assert torch.equal(output, x + feature), f"step {step}"
+
+
+def test_bfloat16_model():
+    """A bf16 model runs, in bf16 buffers, and stays as close to the reference as bf16 allows."""
+    zoo = dit(torch.bfloat16)
+    backend = assert_parity(zoo, 20, 0.05, order=2, interval=4, warmup=3)
+    assert {buffer.meta["val"].dtype for buffer in buffer_nodes(backend)} == {torch.bfloat16}
+
+
+def test_bfloat16_buffers_under_float32():
+    """``buffer_dtype`` halves the buffers of a float32 model; forecasts lose precision, not sense."""
+    zoo = dit()
+    wide = assert_parity(zoo, 20, ROUNDING[torch.float32], order=1, interval=4, warmup=3)
+    narrow = assert_parity(zoo, 20, 0.05, order=1, interval=4, warmup=3, buffer_dtype=torch.bfloat16)
+    assert {buffer.meta["val"].dtype for buffer in buffer_nodes(narrow)} == {torch.bfloat16}
+    assert 2 * narrow.stats().buffer_bytes == wide.stats().buffer_bytes > 0
+    assert 2 * narrow.explain().buffer_bytes == wide.explain().buffer_bytes
+
+
+def buffer_nodes(backend: TaylorSeerBackend) -> list[torch.fx.Node]:
+    """The derivative buffers among the inputs of the guarded graph: everything behind the weights."""
+    inputs = backend.explain().graph("guarded").graph.find_nodes(op="placeholder")
+    names = [node.name for node in inputs]
+    return inputs[names.index("weights") + 1 :]
+
+
+@pytest.mark.inductor
+def test_inductor_dit():
+    """Through Inductor: 50 steps equal the reference, and a full step equals what plain ``torch.compile`` returns."""
+    zoo = dit()
+    assert_parity(zoo, NUM_STEPS, ROUNDING[torch.float32], order=2, interval=5, warmup=3, compiler="inductor")
+    compiled = torch.compile(zoo.model, backend=taylorseer_backend(order=2))
+    plain = torch.compile(zoo.model)
+    assert relative_error(compiled(**zoo.inputs(0))[0], plain(**zoo.inputs(0))[0]) <= 1e-6
+
+
+@pytest.mark.inductor
+def test_inductor_sd3():
+    """Joint attention through Inductor, at the highest order and a short schedule."""
+    assert_parity(sd3(), 16, ROUNDING[torch.float32], order=4, interval=3, warmup=2, compiler="inductor")

@@ -1,0 +1,221 @@
+"""Small Diffusion Transformers with every parameter random and live, and inputs that move as in a denoising loop.
+
+Models are initialised so that nothing is zero (adaLN-zero and zeroed output layers would make every test blind), sizes are a few
+thousand parameters, and the inputs of a step are a smooth function of it, in fixed pseudo-random directions.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import cos, sin
+from typing import Any
+
+import torch
+from diffusers import DiTTransformer2DModel, FluxTransformer2DModel, PixArtTransformer2DModel, SD3Transformer2DModel
+from torch import Tensor, nn
+
+Inputs = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class ZooModel:
+    """A model with what a test has to know about it.
+
+    ``inputs(step, seed=0, batch=2)`` are the keyword arguments of a step of a 50-step generation; another seed is another
+    prompt and other noise. ``feature_modules`` produce the features, ``kinds`` counts the regions that should be found, and
+    ``num_features`` the tensors forecast (joint attention has two, but the last text update of SD3 is read by nobody).
+    """
+
+    name: str
+    model: nn.Module
+    inputs: Callable[..., Inputs]
+    feature_modules: list[nn.Module]
+    kinds: dict[str, int]
+    num_features: int
+
+
+def randomize(model: nn.Module, dtype: torch.dtype = torch.float32, seed: int = 0) -> nn.Module:
+    """Every parameter a small random number (norm weights: around one), in eval mode and without gradients."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        noise = 0.15 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+        is_norm_scale = parameter.dim() == 1 and name.endswith("weight")
+        parameter.data = noise + 1.0 if is_norm_scale else noise
+    return nn.Module.to(model, dtype).eval().requires_grad_(False)  # not the model's own: diffusers' talks about dtypes
+
+
+def smooth(shape: tuple[int, ...], step: float, seed: int, dtype: torch.dtype) -> Tensor:
+    """A tensor that moves smoothly with the step, from one noise tensor through others."""
+    generator = torch.Generator().manual_seed(1000 + seed)
+    a, b, c = (torch.randn(shape, generator=generator, dtype=torch.float64) for _ in range(3))
+    u = step / 50
+    return (a * cos(2 * u) + b * sin(3 * u) + c * u * u).to(dtype)
+
+
+def noise(shape: tuple[int, ...], seed: int, dtype: torch.dtype) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(2000 + seed), dtype=torch.float64).to(dtype)
+
+
+def dit(dtype: torch.dtype = torch.float32) -> ZooModel:
+    """Class-conditional, adaLN-zero: a gate on every branch; integer timesteps."""
+    model = DiTTransformer2DModel(
+        num_attention_heads=2,
+        attention_head_dim=8,
+        in_channels=4,
+        out_channels=8,
+        num_layers=2,
+        sample_size=8,
+        patch_size=2,
+        num_embeds_ada_norm=10,
+        activation_fn="gelu-approximate",
+    )
+
+    def inputs(step: float, seed: int = 0, batch: int = 2) -> Inputs:
+        return {
+            "hidden_states": smooth((batch, 4, 8, 8), step, seed, dtype),
+            "timestep": torch.full((batch,), int(980 - 20 * step)),
+            "class_labels": (torch.arange(batch) + seed) % 10,
+            "return_dict": False,
+        }
+
+    blocks = model.transformer_blocks
+    modules = [module for block in blocks for module in (block.attn1, block.ff)]
+    return ZooModel("dit", randomize(model, dtype), inputs, modules, {"attention": 2, "mlp": 2}, 4)
+
+
+def flux(dtype: torch.dtype = torch.float32) -> ZooModel:
+    """Two double blocks with joint attention, two parallel single blocks, a guidance embedding beside the timestep's."""
+    model = FluxTransformer2DModel(
+        patch_size=1,
+        in_channels=4,
+        num_layers=2,
+        num_single_layers=2,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        joint_attention_dim=16,
+        pooled_projection_dim=16,
+        axes_dims_rope=[2, 2, 4],
+        guidance_embeds=True,
+    )
+    rows = torch.arange(16)
+    img_ids = torch.stack([torch.zeros(16), rows // 4, rows % 4], dim=1)
+
+    def inputs(step: float, seed: int = 0, batch: int = 2) -> Inputs:
+        return {
+            "hidden_states": smooth((batch, 16, 4), step, seed, dtype),
+            "encoder_hidden_states": noise((batch, 6, 16), seed, dtype),
+            "pooled_projections": noise((batch, 16), seed + 1, dtype),
+            "timestep": torch.full((batch,), 1.0 - step / 50, dtype=dtype),
+            "guidance": torch.full((batch,), 3.5, dtype=torch.float32),
+            "img_ids": img_ids,
+            "txt_ids": torch.zeros(6, 3),
+            "return_dict": False,
+        }
+
+    modules: list[nn.Module] = []
+    for block in model.transformer_blocks:
+        modules += [block.attn, block.ff, block.ff_context]
+    modules += [block.proj_out for block in model.single_transformer_blocks]
+    kinds = {"attention": 2, "mlp": 4, "attention+mlp": 2}
+    return ZooModel("flux", randomize(model, dtype), inputs, modules, kinds, 10)
+
+
+def sd3(dtype: torch.dtype = torch.float32) -> ZooModel:
+    """Joint attention whose last block updates the image only; resolution is free, so it serves dynamic shapes too."""
+    model = SD3Transformer2DModel(
+        sample_size=8,
+        patch_size=2,
+        in_channels=4,
+        num_layers=3,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        caption_projection_dim=16,
+        joint_attention_dim=16,
+        pooled_projection_dim=16,
+        out_channels=4,
+        pos_embed_max_size=12,
+    )
+
+    def inputs(step: float, seed: int = 0, batch: int = 2, size: int = 8) -> Inputs:
+        return {
+            "hidden_states": smooth((batch, 4, size, size), step, seed, dtype),
+            "encoder_hidden_states": noise((batch, 6, 16), seed, dtype),
+            "pooled_projections": noise((batch, 16), seed + 1, dtype),
+            "timestep": torch.full((batch,), 1000.0 - 20 * step, dtype=dtype),
+            "return_dict": False,
+        }
+
+    modules: list[nn.Module] = []
+    for block in model.transformer_blocks:
+        modules += [block.attn, block.ff]
+        modules += [block.ff_context] if block.ff_context is not None else []
+    return ZooModel("sd3", randomize(model, dtype), inputs, modules, {"attention": 3, "mlp": 5}, 10)
+
+
+def pixart(dtype: torch.dtype = torch.float32) -> ZooModel:
+    """Self-attention, ungated cross-attention and MLP; one modulation shared by all blocks."""
+    model = PixArtTransformer2DModel(
+        sample_size=8,
+        num_layers=2,
+        patch_size=2,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        caption_channels=16,
+        in_channels=4,
+        cross_attention_dim=16,
+        out_channels=8,
+        use_additional_conditions=False,
+    )
+
+    def inputs(step: float, seed: int = 0, batch: int = 2) -> Inputs:
+        return {
+            "hidden_states": smooth((batch, 4, 8, 8), step, seed, dtype),
+            "encoder_hidden_states": noise((batch, 6, 16), seed, dtype),
+            "timestep": torch.full((batch,), int(980 - 20 * step)),
+            "added_cond_kwargs": {"resolution": None, "aspect_ratio": None},
+            "return_dict": False,
+        }
+
+    modules = [module for block in model.transformer_blocks for module in (block.attn1, block.attn2, block.ff)]
+    return ZooModel("pixart", randomize(model, dtype), inputs, modules, {"attention": 4, "mlp": 2}, 6)
+
+
+MODELS: dict[str, Callable[..., ZooModel]] = {"dit": dit, "flux": flux, "sd3": sd3, "pixart": pixart}
+
+
+class Tiny(nn.Module):
+    """The least Diffusion Transformer, quick to compile: ``x + gate(t) * attention(x)``, then ``x + mlp(x)``.
+
+    ``timed=False`` takes the gate from a constant, so that no input tells the time.
+    """
+
+    def __init__(self, width: int = 8, timed: bool = True) -> None:
+        super().__init__()
+        self.timed = timed
+        self.register_buffer("frequencies", torch.logspace(0, -2, 4))
+        self.gate = nn.Linear(8, width)
+        self.query, self.key, self.value, self.out = (nn.Linear(width, width) for _ in range(4))
+        self.mlp = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
+
+    def attention(self, x: Tensor) -> Tensor:
+        scores = self.query(x) @ self.key(x).transpose(-1, -2) / x.shape[-1] ** 0.5
+        return self.out(scores.softmax(-1) @ self.value(x))
+
+    def forward(self, x: Tensor, timestep: Tensor) -> Tensor:
+        phase = timestep[:, None] * self.frequencies if self.timed else self.frequencies.expand(len(x), -1)
+        gate = self.gate(torch.cat([phase.sin(), phase.cos()], dim=-1))
+        x = x + gate[:, None] * self.attention(x)
+        return x + self.mlp(x)
+
+
+def tiny(timed: bool = True) -> Tiny:
+    model = Tiny(timed=timed)
+    randomize(model)
+    return model
+
+
+def tiny_inputs(step: float, seed: int = 0, batch: int = 2, num_steps: int = 50) -> Inputs:
+    """Keyword arguments of ``Tiny`` at a step; with another ``num_steps`` the timesteps are spaced otherwise."""
+    return {
+        "x": smooth((batch, 6, 8), step * 50 / num_steps, seed, torch.float32),
+        "timestep": torch.full((batch,), 1000.0 * (1 - step / num_steps)),
+    }
