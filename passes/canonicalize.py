@@ -1,9 +1,9 @@
-"""Bring a traced graph into the form that the region finder reads: no dead code, and equal expressions written once.
+"""Bring a traced graph into the form that the region finder reads: no dead code, equal expressions written once, adds as adds.
 
     before:  %c1 = convert_element_type(%x, float32)      after:  %c1 = convert_element_type(%x, float32)
-             %c2 = convert_element_type(%x, float32)              %a = add(%c1, ...%c1...)
-             %a = add(%c1, ...%c2...)
-             %dead = mul(%x, 2)
+             %c2 = convert_element_type(%x, float32)              %m = mul(%g, %f)
+             %a = addcmul(%c1, %g, %f)                            %a = add(%c1, %m)
+             %b = mul(%c2, 2), %dead = mul(%x, 2)                 %b = mul(%c1, 2)
 
 Models that cast around every residual add (Wan) hide the stream behind a fresh cast a use; merged, it is one node again. Dead
 code matters too: the last block's text update is often still in the graph, and would pass for a feature.
@@ -13,10 +13,26 @@ from torch import fx
 from torch._functorch.compile_utils import fx_graph_cse
 
 from taylorseer_fx.passes.clean_up import eliminate_dead_code
+from taylorseer_fx.passes.emit import emitter, graph_fake_mode
+from taylorseer_fx.passes.ops import aten
 
 
 def canonicalize(gm: fx.GraphModule) -> fx.GraphModule:
     """A canonical copy of ``gm``; the placeholders keep their number and order."""
     graph = fx_graph_cse(gm.graph)
+    _split_addcmul(graph)
     eliminate_dead_code(graph)
     return fx.GraphModule(gm, graph)
+
+
+def _split_addcmul(graph: fx.Graph) -> None:
+    """``addcmul(x, g, f)``, the fused way to write a gated residual add, as the multiplication and the add that it is."""
+    for node in graph.find_nodes(op="call_function", target=aten.addcmul.default):
+        if node.kwargs.get("value", 1) != 1:
+            continue
+        trunk, gate, branch = node.args
+        with graph.inserting_before(node):
+            emit = emitter(graph, graph_fake_mode(graph))
+            add = emit(aten.add.Tensor, trunk, emit(aten.mul.Tensor, gate, branch))
+        add.meta = {**node.meta, "val": add.meta["val"]}
+        node.replace_all_uses_with(add)

@@ -5,20 +5,34 @@ is n big-integer ORs.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
 from torch import fx
 
 from taylorseer_fx.passes.ops import is_heavy
 
 
-@dataclass(frozen=True)
 class SeedReach:
-    """For every node: the seeds that it depends on, and those it depends on through a heavy operator."""
+    """For every node visited so far, in graph order: the seeds that it depends on.
 
-    bits: dict[fx.Node, int]
-    reach: dict[fx.Node, int]
-    heavy_reach: dict[fx.Node, int]
+    ``reach`` holds all of them (a seed reaches itself). ``heavy_reach`` holds those whose way to the node leads through a heavy
+    operator *since the last cut*: behind a node that was cut, only what is computed anew counts.
+    """
+
+    def __init__(self, seeds: Iterable[fx.Node]) -> None:
+        self.bits = {seed: 1 << i for i, seed in enumerate(dict.fromkeys(seeds))}
+        self.reach: dict[fx.Node, int] = {}
+        self.heavy_reach: dict[fx.Node, int] = {}
+
+    def visit(self, node: fx.Node) -> None:
+        above = heavy_above = 0
+        for source in node.all_input_nodes:
+            above |= self.reach[source]
+            heavy_above |= self.heavy_reach[source]
+        self.reach[node] = above | self.bits.get(node, 0)
+        self.heavy_reach[node] = heavy_above | (above if is_heavy(node) else 0)
+
+    def cut(self, node: fx.Node) -> None:
+        self.heavy_reach[node] = 0
 
     def depends(self, node: fx.Node, seed: fx.Node) -> bool:
         return bool(self.reach[node] & self.bits[seed])
@@ -28,18 +42,11 @@ class SeedReach:
 
 
 def seed_reach(graph: fx.Graph, seeds: Iterable[fx.Node]) -> SeedReach:
-    """One sweep in graph order. A seed reaches itself; it reaches nothing "through a heavy operator" by being one."""
-    bits = {seed: 1 << i for i, seed in enumerate(dict.fromkeys(seeds))}
-    reach: dict[fx.Node, int] = {}
-    heavy_reach: dict[fx.Node, int] = {}
+    """The seeds that every node of ``graph`` depends on, with nothing cut."""
+    found = SeedReach(seeds)
     for node in graph.nodes:
-        above = heavy_above = 0
-        for source in node.all_input_nodes:
-            above |= reach[source]
-            heavy_above |= heavy_reach[source]
-        reach[node] = above | bits.get(node, 0)
-        heavy_reach[node] = heavy_above | (above if is_heavy(node) else 0)
-    return SeedReach(bits, reach, heavy_reach)
+        found.visit(node)
+    return found
 
 
 def live_nodes(graph: fx.Graph, cut: Iterable[fx.Node] = (), roots: Iterable[fx.Node] = ()) -> set[fx.Node]:

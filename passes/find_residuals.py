@@ -5,13 +5,14 @@
     %out = add(%gated, %x)                           residual add, operands in either order
 
 An add of two equally shaped tensors is residual when one operand, undressed of casts, views, slices and clamps, feeds the other
-through at least one heavy operator. Where the trunk operand is itself a residual add, the branch may also start from an
-earlier state of the same stream (parallel and nested blocks). No module name or class is looked at.
+through at least one heavy operator of its own: what lies behind an earlier residual add is that one's work, so a shift or a
+positional embedding that is added to a stream again and again is no stream itself. Where the trunk operand is a residual add,
+the branch may also start from an earlier state of the same stream (parallel and nested blocks). No name or class is looked at.
 """
 
 from torch import fx
 
-from taylorseer_fx.passes.dataflow import SeedReach, seed_reach
+from taylorseer_fx.passes.dataflow import SeedReach
 from taylorseer_fx.passes.ops import CASTS, ELEMENTWISE_DRESS, aten, dressed_input, packet, tensor_meta, undress
 from taylorseer_fx.passes.regions import Feature, ResidualAdd
 
@@ -19,15 +20,17 @@ from taylorseer_fx.passes.regions import Feature, ResidualAdd
 def find_features(graph: fx.Graph) -> tuple[Feature, ...]:
     """Every residual add of ``graph`` with its feature, in graph order; one feature may serve two adds and is then named once."""
     candidates = [node for node in graph.nodes if _is_equal_shape_add(node)]
-    reach = seed_reach(graph, (undress(side) for add in candidates for side in add.all_input_nodes))
+    reach = SeedReach(undress(side) for add in candidates for side in add.all_input_nodes)
     residuals: dict[fx.Node, ResidualAdd] = {}
     features: dict[fx.Node, Feature] = {}
-    for add in candidates:
-        residual = _as_residual(add, residuals, reach)
+    for node in graph.nodes:
+        reach.visit(node)
+        residual = _as_residual(node, residuals, reach) if _is_equal_shape_add(node) else None
         if residual is not None:
-            residuals[add] = residual
-            node = _peel_gates(residual, reach)
-            features.setdefault(node, Feature(node, residual))
+            reach.cut(node)
+            residuals[node] = residual
+            feature = _peel_gates(residual, reach)
+            features.setdefault(feature, Feature(feature, residual))
     return tuple(features.values())
 
 

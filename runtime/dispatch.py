@@ -108,10 +108,10 @@ class Dispatcher:
 
     def __call__(self, args: list[Argument]) -> Sequence[Any]:
         scope = self._runtime.scopes.get()
-        with self._runtime.lock:
-            tick = self._runtime.clock.tick(scope, self._time_reader(args))
-            state = self._state(tick, args)
         try:
+            with self._runtime.lock:
+                tick = self._runtime.clock.tick(scope, self._time_reader(args))
+                state = self._state(tick, args)
             return self._step(tick.step - state.first_step if tick else 0, state, args)
         except BaseException:
             with self._runtime.lock:

@@ -1,6 +1,7 @@
 """``plan``: what forecasting would save on a model and what it would cost, without running it. Works on the meta device."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,13 +79,14 @@ def plan(
     Raises:
         ConfigError: an argument is wrong.
         NoRegionsError: the model holds no attention or MLP to forecast.
+        torch._dynamo.exc.Unsupported: the model breaks the graph, so that it can't be counted as a whole; says where.
     """
     if isinstance(num_steps, bool) or not isinstance(num_steps, int) or num_steps < 1:
         raise ConfigError("num_steps", "an int of at least 1", num_steps)
     config = BackendConfig(order=order, interval=interval, warmup=warmup, granularity=granularity)
     recorder = _Recorder(config)
-    compiled = torch.compile(model, backend=recorder, dynamic=False)
-    with torch.no_grad():
+    compiled = torch.compile(model, backend=recorder, fullgraph=True, dynamic=False)
+    with torch.no_grad(), _planning():
         compiled(**inputs) if isinstance(inputs, Mapping) else compiled(*inputs)
     if not recorder.reports:
         raise NoRegionsError(f"nothing to forecast in {type(model).__name__}: found no residual add around attention or an MLP")
@@ -98,6 +100,18 @@ def plan(
         regions=tuple(region for report in recorder.reports for region in report.regions),
         reports=tuple(recorder.reports),
     )
+
+
+@contextmanager
+def _planning() -> Iterator[None]:
+    """Trace as if outside of ``with torch.device(...)``, which breaks graphs, and however often the model was planned before."""
+    no_limit = 2**30
+    with ExitStack() as stack:
+        modes: list[Any] = torch.overrides._get_current_function_mode_stack()  # type: ignore[no-untyped-call]
+        for _ in modes:
+            stack.enter_context(torch.overrides._pop_mode_temporarily())
+        stack.enter_context(torch._dynamo.config.patch(recompile_limit=no_limit, accumulated_recompile_limit=no_limit))
+        yield
 
 
 # Inductor folds what it takes for constants by computing them; on the meta device everything looks constant to it.

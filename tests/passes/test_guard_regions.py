@@ -1,0 +1,334 @@
+"""Every region becomes a guarded branch, and the guarded graph runs as it is: it is the reference for the later passes."""
+
+import pytest
+import torch
+from expecttest import TestCase
+from torch import Tensor, nn
+
+from taylorseer_fx.passes.guard_regions import GuardedGraph, guard_regions
+from tests.graphs import Layer, assert_ops_changed, left_as_it_is, nodes_without_value, pass_inputs, render, trace, two_layers
+
+
+def guard(model: nn.Module, *args: Tensor, order: int = 1, buffer_dtype: torch.dtype | None = None) -> GuardedGraph:
+    return guard_regions(*pass_inputs(trace(model, *args)), order, buffer_dtype)
+
+
+class TestSnapshots(TestCase):
+    maxDiff = None
+
+    def test_graph_around_the_branches(self):
+        """Two regions: two branches, the new buffers as outputs, gates and residual adds untouched."""
+        model, args = two_layers()
+        self.assertExpectedInline(
+            render(guard(model, *args).gm, bodies=False),
+            """\
+%arg0_1 : float32[4, 4]
+%arg1_1 : float32[3, 4]
+%arg2_1 : float32[4]
+%arg3_1 : float32[4, 4]
+%is_full : bool[]
+%reciprocal_gaps : float32[1]
+%weights : float32[2]
+%feature0_d0 : float32[3, 4]
+%feature0_d1 : float32[3, 4]
+%feature1_d0 : float32[3, 4]
+%feature1_d1 : float32[3, 4]
+%region0_full = attribute region0_full
+%region0_forecast = attribute region0_forecast
+%cond = cond(%is_full, %region0_full, %region0_forecast, (%arg0_1, %arg1_1, %feature0_d0, %feature0_d1, %reciprocal_gaps, %weights)) : tuple
+%getitem = getitem(%cond, 0) : float32[3, 4]
+%getitem1 = getitem(%cond, 1) : float32[3, 4]
+%getitem2 = getitem(%cond, 2) : float32[3, 4]
+%mul = mul(%arg2_1, %getitem) : float32[3, 4]
+%add = add(%arg1_1, %mul) : float32[3, 4]
+%region1_full = attribute region1_full
+%region1_forecast = attribute region1_forecast
+%cond1 = cond(%is_full, %region1_full, %region1_forecast, (%arg3_1, %add, %feature1_d0, %feature1_d1, %reciprocal_gaps, %weights)) : tuple
+%getitem3 = getitem(%cond1, 0) : float32[3, 4]
+%getitem4 = getitem(%cond1, 1) : float32[3, 4]
+%getitem5 = getitem(%cond1, 2) : float32[3, 4]
+%mul1 = mul(%arg2_1, %getitem3) : float32[3, 4]
+%add1 = add(%add, %mul1) : float32[3, 4]
+return (%add1, %getitem1, %getitem2, %getitem4, %getitem5)""",  # noqa: E501
+        )
+
+    def test_full_side(self):
+        """The region as it was, then the differences of its feature."""
+        model, args = two_layers()
+        self.assertExpectedInline(
+            render(guard(model, *args).gm.region0_full),
+            """\
+%arg0_1_ : float32[4, 4]
+%arg1_1_ : float32[3, 4]
+%feature0_d0_ : float32[3, 4]
+%feature0_d1_ : float32[3, 4]
+%reciprocal_gaps_ : float32[1]
+%weights_ : float32[2]
+%permute = permute(%arg0_1_, [1, 0]) : float32[4, 4]
+%mm = mm(%arg1_1_, %permute) : float32[3, 4]
+%select = select(%reciprocal_gaps_, 0, 0) : float32[]
+%sub = sub(%mm, %feature0_d0_) : float32[3, 4]
+%mul = mul(%sub, %select) : float32[3, 4]
+return (%mm, %mm, %mul)""",
+        )
+
+    def test_forecast_side(self):
+        """The polynomial; the buffers pass through."""
+        model, args = two_layers()
+        self.assertExpectedInline(
+            render(guard(model, *args).gm.region0_forecast),
+            """\
+%arg0_1_ : float32[4, 4]
+%arg1_1_ : float32[3, 4]
+%feature0_d0_ : float32[3, 4]
+%feature0_d1_ : float32[3, 4]
+%reciprocal_gaps_ : float32[1]
+%weights_ : float32[2]
+%select = select(%weights_, 0, 0) : float32[]
+%mul = mul(%feature0_d0_, %select) : float32[3, 4]
+%select1 = select(%weights_, 0, 1) : float32[]
+%mul1 = mul(%feature0_d1_, %select1) : float32[3, 4]
+%add = add(%mul, %mul1) : float32[3, 4]
+return (%add, %feature0_d0_, %feature0_d1_)""",
+        )
+
+    def test_narrow_buffers_are_widened_for_the_arithmetic(self):
+        """A bfloat16 feature: differences and polynomial in float32, results back in bfloat16."""
+        model, args = two_layers(torch.bfloat16)
+        gm = guard(model, *args).gm
+        self.assertExpectedInline(
+            render(gm.region0_full) + "\n\n" + render(gm.region0_forecast),
+            """\
+%arg0_1_ : bfloat16[4, 4]
+%arg1_1_ : bfloat16[3, 4]
+%feature0_d0_ : bfloat16[3, 4]
+%feature0_d1_ : bfloat16[3, 4]
+%reciprocal_gaps_ : float32[1]
+%weights_ : float32[2]
+%permute = permute(%arg0_1_, [1, 0]) : bfloat16[4, 4]
+%mm = mm(%arg1_1_, %permute) : bfloat16[3, 4]
+%convert_element_type = convert_element_type(%mm, float32) : float32[3, 4]
+%select = select(%reciprocal_gaps_, 0, 0) : float32[]
+%convert_element_type1 = convert_element_type(%feature0_d0_, float32) : float32[3, 4]
+%sub = sub(%convert_element_type, %convert_element_type1) : float32[3, 4]
+%mul = mul(%sub, %select) : float32[3, 4]
+%convert_element_type2 = convert_element_type(%convert_element_type, bfloat16) : bfloat16[3, 4]
+%convert_element_type3 = convert_element_type(%mul, bfloat16) : bfloat16[3, 4]
+return (%mm, %convert_element_type2, %convert_element_type3)
+
+%arg0_1_ : bfloat16[4, 4]
+%arg1_1_ : bfloat16[3, 4]
+%feature0_d0_ : bfloat16[3, 4]
+%feature0_d1_ : bfloat16[3, 4]
+%reciprocal_gaps_ : float32[1]
+%weights_ : float32[2]
+%select = select(%weights_, 0, 0) : float32[]
+%convert_element_type = convert_element_type(%feature0_d0_, float32) : float32[3, 4]
+%mul = mul(%convert_element_type, %select) : float32[3, 4]
+%select1 = select(%weights_, 0, 1) : float32[]
+%convert_element_type1 = convert_element_type(%feature0_d1_, float32) : float32[3, 4]
+%mul1 = mul(%convert_element_type1, %select1) : float32[3, 4]
+%add = add(%mul, %mul1) : float32[3, 4]
+%convert_element_type2 = convert_element_type(%add, bfloat16) : bfloat16[3, 4]
+return (%convert_element_type2, %feature0_d0_, %feature0_d1_)""",
+        )
+
+
+class TestApplied:
+    def test_what_the_pass_removes_and_adds(self):
+        """Each region's product goes into its branch; a call and its results come in."""
+        model, args = two_layers()
+        gm, found = pass_inputs(trace(model, *args))
+        guarded = guard_regions(gm, found, 1, None)
+        assert_ops_changed(gm, guarded.gm, removed={"mm": 2, "permute": 2}, added={"cond": 2, "getitem": 6})
+
+    def test_input_graph_is_left_as_it_is(self):
+        model, args = two_layers()
+        gm, found = pass_inputs(trace(model, *args))
+        with left_as_it_is(gm):
+            guard_regions(gm, found, 2, torch.float64)
+
+    @pytest.mark.parametrize("order", range(5))
+    def test_extra_inputs(self, order):
+        """is_full, ``order`` gaps, ``order + 1`` weights, then ``order + 1`` buffers a feature, feature by feature."""
+        model, args = two_layers()
+        guarded = guard(model, *args, order=order)
+        assert guarded.num_inputs == 4
+        assert guarded.num_outputs == 1
+        assert guarded.is_full.meta["val"].dtype == torch.bool
+        assert guarded.is_full.meta["val"].shape == ()
+        assert [tuple(node.meta["val"].shape) for node in guarded.coefficients] == [(order,), (order + 1,)]
+        assert [node.name for node in guarded.buffers] == [f"feature{f}_d{i}" for f in range(2) for i in range(order + 1)]
+        assert {tuple(node.meta["val"].shape) for node in guarded.buffers} == {(3, 4)}
+        results = guarded.gm.graph.output_node().args[0]
+        assert len(results) == 1 + len(guarded.buffers)
+        assert [r.meta["val"].shape for r in results[1:]] == [b.meta["val"].shape for b in guarded.buffers]
+
+    @pytest.mark.parametrize(
+        ("model_dtype", "buffer_dtype", "stored", "coefficients"),
+        [
+            (torch.float32, None, torch.float32, torch.float32),
+            (torch.bfloat16, None, torch.bfloat16, torch.float32),
+            (torch.float16, None, torch.float16, torch.float32),
+            (torch.float64, None, torch.float64, torch.float64),
+            (torch.float32, torch.bfloat16, torch.bfloat16, torch.float32),
+            (torch.bfloat16, torch.float32, torch.float32, torch.float32),
+            (torch.bfloat16, torch.float64, torch.float64, torch.float32),
+        ],
+    )
+    def test_dtypes(self, model_dtype, buffer_dtype, stored, coefficients):
+        """Buffers take the feature's dtype unless told otherwise; coefficients are float32 or wider; outputs do not change."""
+        model, args = two_layers(model_dtype)
+        guarded = guard(model, *args, buffer_dtype=buffer_dtype)
+        results = guarded.gm.graph.output_node().args[0]
+        assert {node.meta["val"].dtype for node in guarded.buffers} == {stored}
+        assert {node.meta["val"].dtype for node in results[1:]} == {stored}
+        assert results[0].meta["val"].dtype == model_dtype
+        assert guarded.coefficient_dtype == coefficients
+        assert {node.meta["val"].dtype for node in guarded.coefficients} == {coefficients}
+
+    def test_every_node_has_its_value(self):
+        model, args = two_layers(torch.bfloat16)
+        guarded = guard(model, *args, order=3)
+        assert nodes_without_value(guarded.gm) == []
+
+
+class Constant(nn.Module):
+    """Scales inside the branch with a constant that is no parameter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 4, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.linear(x * torch.tensor([1.0, 2.0, 3.0, 4.0]))
+
+
+class Joint(nn.Module):
+    """Two streams through one product: a region with two features, of different shapes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 4, bias=False)
+
+    def forward(self, x: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
+        joint = torch.cat([text, x])
+        mixed = self.linear(torch.softmax(joint @ joint.T, -1) @ joint)
+        return x + mixed[text.shape[0] :], text + mixed[: text.shape[0]]
+
+
+class ReadTwice(nn.Module):
+    """The feature has a second reader, behind the next layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.layer = nn.Linear(4, 4, bias=False), Layer()
+
+    def forward(self, x: Tensor, gate: Tensor) -> tuple[Tensor, Tensor]:
+        feature = self.linear(x)
+        return self.layer(x + gate * feature, gate), feature
+
+
+def call(guarded: GuardedGraph, inputs: tuple[Tensor, ...], is_full: bool, *rest: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+    """Run the guarded graph as it is; returns the model's outputs and the new buffers."""
+    with torch.no_grad():
+        results = list(guarded.gm(*inputs, torch.tensor(is_full), *rest))
+    return results[: guarded.num_outputs], results[guarded.num_outputs :]
+
+
+def random_state(guarded: GuardedGraph) -> list[Tensor]:
+    """Gaps, weights and buffers with something in them."""
+    torch.manual_seed(1)
+    like = [node.meta["val"] for node in (*guarded.coefficients, *guarded.buffers)]
+    return [torch.randn(value.shape, dtype=value.dtype) for value in like]
+
+
+CASES = {
+    "chained": lambda: two_layers(),
+    "constant": lambda: (Constant(), (torch.randn(3, 4),)),
+    "joint": lambda: (Joint(), (torch.randn(3, 4), torch.randn(2, 4))),
+    "several-users": lambda: (ReadTwice(), (torch.randn(3, 4), torch.randn(4))),
+}
+
+
+class TestNumerics:
+    """The guarded graph, run as it is."""
+
+    @pytest.mark.parametrize("case", CASES)
+    def test_full_side_is_the_model(self, case):
+        torch.manual_seed(0)
+        model, args = CASES[case]()
+        traced = trace(model, *args)
+        guarded = guard_regions(*pass_inputs(traced), 2, None)
+        results, _ = call(guarded, traced.real_inputs, True, *random_state(guarded))
+        with torch.no_grad():
+            expected = model(*args)
+        torch.testing.assert_close(tuple(results), expected if isinstance(expected, tuple) else (expected,))
+
+    @pytest.mark.parametrize("case", CASES)
+    def test_full_side_forms_the_differences(self, case):
+        """D0' = F, D1' = (F - D0) * r0, D2' = (D1' - D1) * r1, for each feature and its own buffers."""
+        torch.manual_seed(0)
+        model, args = CASES[case]()
+        traced = trace(model, *args)
+        guarded = guard_regions(*pass_inputs(traced), 2, None)
+        gaps, weights, *buffers = random_state(guarded)
+        _, new = call(guarded, traced.real_inputs, True, gaps, weights, *buffers)
+        for i in range(0, len(buffers), 3):
+            d0, d1, _ = buffers[i : i + 3]
+            first = (new[i] - d0) * gaps[0]
+            torch.testing.assert_close(new[i + 1], first)
+            torch.testing.assert_close(new[i + 2], (first - d1) * gaps[1])
+
+    @pytest.mark.parametrize("case", CASES)
+    def test_forecast_side_keeps_the_buffers(self, case):
+        model, args = CASES[case]()
+        traced = trace(model, *args)
+        guarded = guard_regions(*pass_inputs(traced), 2, None)
+        gaps, weights, *buffers = random_state(guarded)
+        _, new = call(guarded, traced.real_inputs, False, gaps, weights, *buffers)
+        assert all(torch.equal(a, b) for a, b in zip(new, buffers, strict=True))
+
+    def test_forecast_side_is_the_polynomial(self):
+        """Both layers take sum_i w_i * D_i for their product; gates and adds stay the model's."""
+        model, (x, gate) = two_layers()
+        traced = trace(model, x, gate)
+        guarded = guard_regions(*pass_inputs(traced), 2, None)
+        gaps, weights, *buffers = random_state(guarded)
+        (result,), _ = call(guarded, traced.real_inputs, False, gaps, weights, *buffers)
+        first, second = (sum(w * d for w, d in zip(weights, buffers[i : i + 3], strict=True)) for i in (0, 3))
+        torch.testing.assert_close(result, x + gate * first + gate * second)
+
+    def test_second_reader_gets_the_forecast(self):
+        model, args = CASES["several-users"]()
+        traced = trace(model, *args)
+        guarded = guard_regions(*pass_inputs(traced), 0, None)
+        gaps, _, *buffers = random_state(guarded)
+        (_, feature), _ = call(guarded, traced.real_inputs, False, gaps, torch.ones(1), *buffers)
+        torch.testing.assert_close(feature, buffers[0])
+
+
+class TestBranches:
+    def test_constant_inside_a_region_survives(self):
+        """It becomes an attribute of the branch that uses it, and is the very tensor."""
+        guarded = guard(Constant(), torch.randn(3, 4))
+        constants = dict(guarded.gm.region0_full.named_buffers())
+        assert [value.tolist() for value in constants.values()] == [[1.0, 2.0, 3.0, 4.0]]
+
+    def test_joint_region_is_one_branch(self):
+        guarded = guard(Joint(), torch.randn(3, 4), torch.randn(2, 4), order=0)
+        assert sum(node.name.startswith("cond") for node in guarded.gm.graph.nodes) == 1
+        assert sorted(tuple(node.meta["val"].shape) for node in guarded.buffers) == [(2, 4), (3, 4)]
+
+    @pytest.mark.parametrize("case", CASES)
+    def test_both_sides_take_and_return_the_same(self, case):
+        """Operands and results of the two sides agree in number, shape and dtype."""
+        model, args = CASES[case]()
+        gm = guard(model, *args).gm
+        full, forecast = gm.region0_full.graph, gm.region0_forecast.graph
+
+        def types(nodes):
+            return [(tuple(node.meta["val"].shape), node.meta["val"].dtype) for node in nodes]
+
+        assert types(full.find_nodes(op="placeholder")) == types(forecast.find_nodes(op="placeholder"))
+        assert types(full.output_node().args[0]) == types(forecast.output_node().args[0])

@@ -1,0 +1,126 @@
+"""The passes in a row: what they record, how a failure is told, and what holds after every one of them."""
+
+import logging
+
+import pytest
+import torch
+from torch import nn
+
+from taylorseer_fx.passes import pipeline
+from taylorseer_fx.passes.pipeline import PassError, PassResult, count_ops, run_passes
+from taylorseer_fx.passes.specialize import StepKind
+from tests.graphs import left_as_it_is, nodes_without_value, render, trace, two_layers
+
+STAGES = [
+    "trace",
+    "canonicalize",
+    "find_regions",
+    "guard_regions",
+    "specialize_full",
+    "clean_up_full",
+    "specialize_forecast",
+    "clean_up_forecast",
+]
+
+
+def passes(dtype: torch.dtype = torch.float32, order: int = 1, **kwargs: object) -> PassResult:
+    model, args = two_layers(dtype)
+    traced = trace(model, *args)
+    return run_passes(traced.gm, traced.static_inputs, order, **kwargs)
+
+
+class TestResult:
+    def test_stages_are_recorded_in_order(self):
+        """One record a pass, with the op count of the graph it made."""
+        result = passes()
+        assert [stage.name for stage in result.stages] == STAGES
+        assert all(stage.duration_ms >= 0 for stage in result.stages)
+        by_name = {stage.name: stage.num_ops for stage in result.stages}
+        assert by_name["trace"] == by_name["canonicalize"] == count_ops(result.canonical.graph)
+        assert by_name["guard_regions"] == count_ops(result.guarded.gm.graph)
+        for kind in StepKind:
+            assert by_name[f"clean_up_{kind.value}"] == count_ops(result.variants[kind].gm.graph)
+
+    def test_input_graph_is_left_as_it_is(self):
+        model, args = two_layers()
+        traced = trace(model, *args)
+        with left_as_it_is(traced.gm):
+            run_passes(traced.gm, traced.static_inputs, 2)
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+    @pytest.mark.parametrize("buffer_dtype", [None, torch.float16])
+    def test_every_node_has_its_value_in_every_graph(self, dtype, buffer_dtype):
+        """``meta["val"]`` is what the next pass and Inductor go by."""
+        result = passes(dtype, order=2, buffer_dtype=buffer_dtype)
+        for gm in (result.canonical, result.guarded.gm, *(result.variants[kind].gm for kind in StepKind)):
+            assert nodes_without_value(gm) == []
+
+    def test_one_variant_a_step_kind(self):
+        assert set(passes().variants) == set(StepKind)
+
+    def test_same_result_twice(self):
+        """Passes hold no state: the same graph gives the same graphs."""
+        first, second = passes(), passes()
+        assert render(first.guarded.gm) == render(second.guarded.gm)
+        for kind in StepKind:
+            assert render(first.variants[kind].gm) == render(second.variants[kind].gm)
+
+    def test_nothing_to_forecast(self):
+        """No regions: the passes stop there, and say so by leaving the later graphs out."""
+        traced = trace(nn.Linear(4, 4), torch.randn(3, 4))
+        result = run_passes(traced.gm, traced.static_inputs, 1)
+        assert result.guarded is None
+        assert result.variants == {}
+        assert result.found.regions == ()
+        assert [stage.name for stage in result.stages] == STAGES[:3]
+
+
+class TestFailure:
+    @pytest.mark.parametrize(
+        ("name", "before"),
+        [
+            ("canonicalize", "trace"),
+            ("find_regions", "trace, canonicalize"),
+            ("guard_regions", "trace, canonicalize, find_regions"),
+            ("specialize", "trace, canonicalize, find_regions, guard_regions"),
+            ("clean_up", "trace, canonicalize, find_regions, guard_regions, specialize_full"),
+        ],
+    )
+    def test_names_the_pass_and_those_before_it(self, monkeypatch, name, before):
+        """The error says which pass failed, why, and what ran before; the cause is chained."""
+        cause = ValueError("no such luck")
+
+        def fail(*_args):
+            raise cause
+
+        monkeypatch.setattr(pipeline, name, fail)
+        with pytest.raises(PassError) as raised:
+            passes()
+        failed = name if name not in ("specialize", "clean_up") else f"{name}_full"
+        assert f"'{failed}' failed: no such luck" in str(raised.value)
+        assert f"before it: {before})" in str(raised.value)
+        assert raised.value.__cause__ is cause
+
+    def test_interrupts_are_not_swallowed(self, monkeypatch):
+        def interrupt(*_args):
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(pipeline, "guard_regions", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            passes()
+
+
+class TestLogging:
+    def test_debug_log_has_a_line_and_a_graph_a_pass(self, caplog):
+        """TORCH_LOGS="+taylorseer_fx" sets this level."""
+        with caplog.at_level(logging.DEBUG, logger=pipeline.log.name):
+            passes()
+        messages = [record.getMessage() for record in caplog.records if record.name == pipeline.log.name]
+        assert len(messages) == 2 * len(STAGES)
+        assert messages[6].startswith("4 guard_regions: 12 ops, ")
+        assert "torch.ops.higher_order.cond" in messages[7]
+
+    def test_silent_otherwise(self, caplog):
+        with caplog.at_level(logging.INFO, logger=pipeline.log.name):
+            passes()
+        assert [record for record in caplog.records if record.name == pipeline.log.name] == []

@@ -1,0 +1,293 @@
+"""The hot path, with plain Python functions in place of compiled graphs: which variant runs, with which coefficients."""
+
+import warnings
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from taylorseer_fx.passes.specialize import StepKind
+from taylorseer_fx.runtime.buffers import BufferLayout
+from taylorseer_fx.runtime.dispatch import CompiledVariant, Dispatcher, Runtime, picker, read_time
+from taylorseer_fx.runtime.schedule import Schedule
+from taylorseer_fx.runtime.scope import Scope
+
+X = torch.zeros(2)
+
+
+class TestPicker:
+    @pytest.mark.parametrize(
+        ("kept", "expected"), [((), ()), ((1,), ("b",)), ((0, 2), ("a", "c")), ((2, 0), ("c", "a")), ((0, 1, 2), ("a", "b", "c"))]
+    )
+    def test_always_a_sequence(self, kept, expected):
+        """Also for one item and for none."""
+        assert tuple(picker(kept)(["a", "b", "c"])) == expected
+
+
+class TestReadTime:
+    @pytest.mark.parametrize(
+        ("tensor", "expected"),
+        [
+            pytest.param(torch.tensor([981, 981]), (981, 981), id="int64"),
+            pytest.param(torch.tensor([0.5]), (0.5, 0.5), id="float32"),
+            pytest.param(torch.tensor(7), (7, 7), id="0-dim"),
+            pytest.param(torch.tensor([[3.0, 1.0], [2.0, 5.0]]), (5, 1), id="per-token"),
+            pytest.param(torch.tensor([0.25], dtype=torch.bfloat16), (0.25, 0.25), id="bfloat16"),
+            pytest.param(torch.arange(1000.0), (999, 0), id="large"),
+            pytest.param(torch.arange(1000), (999, 0), id="large-int"),
+            pytest.param(torch.arange(600.0).view(2, 300), (599, 0), id="large-2d"),
+        ],
+    )
+    def test_largest_and_smallest(self, tensor, expected):
+        assert read_time([tensor]) == expected
+
+    def test_several_inputs_one_after_the_other(self):
+        assert read_time([torch.tensor([3, 4]), torch.tensor(0.5)]) == (4, 3, 0.5, 0.5)
+
+    def test_comparable_and_hashable(self):
+        """The clock compares them and keeps them; the same time reads the same in every dtype."""
+        assert read_time([torch.tensor([4])]) == read_time([torch.tensor([4.0])])
+        assert hash(read_time([torch.tensor([4])])) == hash(read_time([torch.tensor([4.0])]))
+
+    def test_small_and_large_agree(self):
+        """Reading by Python and reading by torch give the same numbers."""
+        small = torch.rand(256)
+        assert read_time([small]) == read_time([torch.cat([small, small])])
+
+
+@dataclass
+class Call:
+    """What a stand-in variant was given."""
+
+    kind: StepKind
+    inputs: list[Tensor]
+    coefficients: tuple[float, ...]
+    buffers: list[Tensor]
+    found: list[float]  # in the first element of each buffer, when the call began
+
+
+@dataclass
+class Harness:
+    """A dispatcher over two stand-ins that note their calls; inputs are ``x`` and a timestep ``t``."""
+
+    runtime: Runtime
+    layout: BufferLayout
+    calls: list[Call] = field(default_factory=list)
+    said: list[str] = field(default_factory=list)
+    fail_next: list[Exception] = field(default_factory=list)
+
+    def dispatcher(self, graph_id: int = 1, time_inputs: tuple[int, ...] = (1,)) -> Dispatcher:
+        variants = {kind: CompiledVariant(self._stand_in(kind), tuple) for kind in StepKind}
+        return Dispatcher(self.runtime, graph_id, variants, self.layout, time_inputs, torch.float32)
+
+    def _stand_in(self, kind: StepKind) -> Any:
+        def run(inputs: list[Any]) -> tuple[Tensor, ...]:
+            x, t, gaps, weights, *buffers = inputs
+            inputs.clear()
+            given = gaps if kind is StepKind.FULL else weights
+            assert (gaps is None) is (kind is StepKind.FORECAST)
+            assert (weights is None) is (kind is StepKind.FULL)
+            self.calls.append(Call(kind, [x, t], tuple(given.tolist()), buffers, [b[0].item() for b in buffers]))
+            if self.fail_next:
+                raise self.fail_next.pop()
+            if kind is StepKind.FULL:
+                for buffer in buffers:
+                    buffer.fill_(len(self.calls))
+            return (x,)
+
+        return run
+
+    @property
+    def kinds(self) -> str:
+        return "".join("F" if call.kind is StepKind.FULL else "T" for call in self.calls)
+
+    @property
+    def coefficients(self) -> list[tuple[float, ...]]:
+        return [call.coefficients for call in self.calls]
+
+
+def harness(schedule: Schedule, order: int = 2) -> Harness:
+    said: list[str] = []
+    with FakeTensorMode():
+        template = torch.empty(2)
+    runtime = Runtime(schedule, order, lambda topic, message: said.append(topic))
+    return Harness(runtime, BufferLayout.of([template] * (order + 1), []), said=said)
+
+
+def generate(dispatcher: Dispatcher, num_steps: int, start: float = 1000.0, times: int = 1) -> None:
+    """Call through a generation of descending timesteps."""
+    for step in range(num_steps):
+        for _ in range(times):
+            dispatcher([X, torch.tensor([start - step])])
+
+
+class TestCalls:
+    def test_follows_the_schedule(self):
+        h = harness(Schedule(4, 2))
+        generate(h.dispatcher(), 10)
+        assert h.kinds == "FFTTTFTTTF"
+        assert h.runtime.counters.calls == {StepKind.FULL: 4, StepKind.FORECAST: 6}
+
+    def test_coefficients_of_order_two(self):
+        """Full steps get 1/gap for each order they form, forecasts k**i / i! for each formed; D1 exists from step 1 on."""
+        h = harness(Schedule(4, 2))
+        generate(h.dispatcher(), 10)
+        assert h.coefficients == [
+            (0, 0),
+            (1, 0),
+            (1, 1, 0),
+            (1, 2, 0),
+            (1, 3, 0),
+            (0.25, 0.25),
+            (1, 1, 0.5),
+            (1, 2, 2),
+            (1, 3, 4.5),
+            (0.25, 0.25),
+        ]
+
+    def test_coefficients_with_uneven_gaps(self):
+        h = harness(Schedule(full_steps=(0, 2, 5)), order=1)
+        generate(h.dispatcher(), 7)
+        assert h.coefficients == [(0,), (1, 0), (0.5,), (1, 1), (1, 2), (pytest.approx(1 / 3),), (1, 1)]
+
+    @pytest.mark.parametrize("order", range(5))
+    def test_numbers_of_coefficients(self, order):
+        h = harness(Schedule(2, 1), order)
+        generate(h.dispatcher(), 4)
+        assert [len(c) for c in h.coefficients] == [order, order + 1, order, order + 1]
+
+    def test_inputs_and_outputs_pass_through(self):
+        h = harness(Schedule(2, 1))
+        t = torch.tensor([5.0])
+        (out,) = h.dispatcher()([X, t])
+        assert out is X
+        assert h.calls[0].inputs[0] is X
+        assert h.calls[0].inputs[1] is t
+
+    def test_arguments_are_taken(self):
+        """torch's boxed convention: the caller's list is emptied, so that nothing is kept alive."""
+        args = [X, torch.tensor([5.0])]
+        harness(Schedule()).dispatcher()(args)
+        assert args == []
+
+    def test_buffers_stay_in_place(self):
+        """One allocation a stream; each step gets the very tensors."""
+        h = harness(Schedule(3, 1))
+        generate(h.dispatcher(), 7)
+        assert {tuple(buffer.data_ptr() for buffer in call.buffers) for call in h.calls} == {
+            tuple(buffer.data_ptr() for buffer in h.calls[0].buffers)
+        }
+        assert h.runtime.buffer_bytes == 3 * 8
+
+    def test_coefficient_tensors_are_made_once(self):
+        """The steady state allocates nothing."""
+        h = harness(Schedule(5, 1))
+        dispatcher = h.dispatcher()
+        generate(dispatcher, 50)
+        made = len(dispatcher._coefficients)
+        generate(dispatcher, 50)
+        assert len(dispatcher._coefficients) == made
+
+
+class TestStreams:
+    def test_guidance_keeps_two_streams_apart(self):
+        h = harness(Schedule(3, 1))
+        generate(h.dispatcher(), 4, times=2)
+        assert h.kinds == "FFTTTTFF"
+        cond, uncond = ({id(buffer) for call in h.calls[i::2] for buffer in call.buffers} for i in (0, 1))
+        assert not cond & uncond
+        assert len({stream for stream, _ in h.runtime.states}) == 2
+
+    def test_next_generation_starts_anew(self):
+        """Full again from its first step, with zeroed derivatives in the same buffers."""
+        h = harness(Schedule(4, 1))
+        dispatcher = h.dispatcher()
+        generate(dispatcher, 3)
+        generate(dispatcher, 3)
+        assert h.kinds == "FTTFTT"
+        assert h.coefficients[3] == (0, 0)
+        assert [b.data_ptr() for b in h.calls[3].buffers] == [b.data_ptr() for b in h.calls[0].buffers]
+        assert h.calls[0].found == h.calls[3].found == [0.0, 0.0, 0.0]
+        assert h.calls[1].found == [1.0, 1.0, 1.0]
+
+    def test_names_have_buffers_of_their_own(self):
+        h = harness(Schedule(3, 1))
+        dispatcher = h.dispatcher()
+        for step in range(3):
+            for name in ("a", "b"):
+                with h.runtime.scopes.entered(Scope(name, step)):
+                    dispatcher([X, torch.tensor([0.0])])
+        assert h.kinds == "FFTTTT"
+        assert {stream for stream, _ in h.runtime.states} == {("a", 0), ("b", 0)}
+
+    def test_said_step_decides(self):
+        """With a step said, the timestep is not looked at."""
+        h = harness(Schedule(3, 1))
+        dispatcher = h.dispatcher()
+        for step in (0, 1, 2, 3):
+            with h.runtime.scopes.entered(Scope("a", step)):
+                dispatcher([X, None])
+        assert h.kinds == "FTTF"
+
+    def test_two_graphs_have_buffers_of_their_own(self):
+        """Two models' graphs behind one backend do not write into each other's derivatives."""
+        h = harness(Schedule(3, 1))
+        first, second = h.dispatcher(1), h.dispatcher(2)
+        with h.runtime.scopes.entered(Scope("a", 0)):
+            first([X, torch.tensor([9.0])])
+        with h.runtime.scopes.entered(Scope("b", 0)):
+            second([X, torch.tensor([9.0])])
+        one, other = ({id(buffer) for buffer in call.buffers} for call in h.calls)
+        assert not one & other
+
+    def test_joining_late_begins_with_full_steps(self):
+        """A stream whose first call says step 10 has nothing to forecast from."""
+        h = harness(Schedule(4, 2))
+        dispatcher = h.dispatcher()
+        for step in (10, 11, 12):
+            with h.runtime.scopes.entered(Scope("a", step)):
+                dispatcher([X, torch.tensor([0.0])])
+        assert h.kinds == "FFT"
+
+
+class TestTrouble:
+    def test_no_source_executes_and_says_so(self):
+        """No timestep and no scope: full every time, nothing kept."""
+        h = harness(Schedule(3, 1))
+        dispatcher = h.dispatcher(time_inputs=())
+        for _ in range(4):
+            dispatcher([X, None])
+        assert h.kinds == "FFFF"
+        assert h.runtime.counters.unforecast_calls == 4
+        assert set(h.said) == {"no step"}
+        assert h.runtime.buffer_bytes == 0
+
+    def test_failed_call_begins_a_generation(self):
+        """After an exception in the model, forecasts from half-written derivatives are never given out."""
+        h = harness(Schedule(4, 1))
+        dispatcher = h.dispatcher()
+        generate(dispatcher, 2)
+        h.fail_next.append(RuntimeError("out of memory"))
+        with pytest.raises(RuntimeError, match="out of memory"):
+            dispatcher([X, torch.tensor([998.0])])
+        generate(dispatcher, 2, start=997.0)
+        assert h.kinds == "FTTFT"
+
+    def test_reset_frees_the_buffers(self):
+        h = harness(Schedule(4, 1))
+        dispatcher = h.dispatcher()
+        generate(dispatcher, 2)
+        h.runtime.reset()
+        assert h.runtime.buffer_bytes == 0
+        dispatcher([X, torch.tensor([998.0])])
+        assert h.kinds == "FTF"
+
+    def test_nothing_is_said_when_all_is_well(self):
+        h = harness(Schedule(4, 1))
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            generate(h.dispatcher(), 8, times=2)
+        assert h.said == []

@@ -1,0 +1,209 @@
+"""``backend.explain()``: the report as data, and as people read it."""
+
+import re
+
+import pytest
+import torch
+from diffusers import DiTTransformer2DModel
+from expecttest import TestCase
+from torch import Tensor, fx, nn
+
+from taylorseer_fx import ConfigError, Report, TaylorSeerBackend, taylorseer_backend
+from tests.graphs import op_counts
+
+
+def tiny_dit() -> tuple[DiTTransformer2DModel, dict[str, object]]:
+    """Two blocks of width 32 on 16 tokens, with a guidance batch of two."""
+    torch.manual_seed(0)
+    model = DiTTransformer2DModel(
+        num_attention_heads=2,
+        attention_head_dim=16,
+        in_channels=4,
+        num_layers=2,
+        sample_size=8,
+        patch_size=2,
+        num_embeds_ada_norm=10,
+    ).eval()
+    inputs = {
+        "hidden_states": torch.randn(2, 4, 8, 8),
+        "timestep": torch.tensor([3, 3]),
+        "class_labels": torch.tensor([1, 2]),
+        "return_dict": False,
+    }
+    return model, inputs
+
+
+def explained(**settings: object) -> tuple[TaylorSeerBackend, Report]:
+    """The report on the tiny DiT, after one call."""
+    torch._dynamo.reset()
+    model, inputs = tiny_dit()
+    backend = taylorseer_backend(compiler="eager", **settings)
+    with torch.no_grad():
+        torch.compile(model, backend=backend)(**inputs)
+    return backend, backend.explain()
+
+
+def section(report: Report, first: str) -> str:
+    """The part of the printed report that begins with ``first``."""
+    return next(part for part in str(report).split("\n\n") if part.startswith(first))
+
+
+class TestText(TestCase):
+    maxDiff = None
+
+    def test_regions(self):
+        """A line a region: path, kind, feature, bytes of its buffers over both orders."""
+        _, report = explained()
+        self.assertExpectedInline(
+            section(report, "region"),
+            """\
+region                       kind       feature              buffers
+---------------------------  ---------  ------------------  --------
+transformer_blocks.0.attn1   attention  float32[2, 16, 32]  8.00 KiB
+transformer_blocks.0.ff.net  mlp        float32[2, 16, 32]  8.00 KiB
+transformer_blocks.1.attn1   attention  float32[2, 16, 32]  8.00 KiB
+transformer_blocks.1.ff.net  mlp        float32[2, 16, 32]  8.00 KiB""",
+        )
+
+    def test_summary(self):
+        """What is found, what a forecast step leaves out, the schedule, the buffers, the time."""
+        _, report = explained(order=2, interval=6)
+        text = re.sub(r"\d+ of \d+ ops removed", "N of M ops removed", section(report, "4 regions"))
+        self.assertExpectedInline(
+            text,
+            """\
+4 regions (2 attention, 2 mlp), 4 features, 0 rejected
+forecast step: N of M ops removed, 196.608 kFLOPs of 1.901 MFLOPs left (10.34%)
+schedule:      FFFTTTTTFTTTTTFTTTTTFTTTTTFTTTTTFTTTTTFTTTTTFTTTTT  (10 of 50 steps full, ceiling 5.00x)
+buffers:       48.00 KiB a stream (order 2: 3 a feature)
+time inputs:   arg4_1 int64[2]""",
+        )
+
+    def test_passes(self):
+        """A line a pass; op counts and times vary, names and order do not."""
+        _, report = explained()
+        lines = section(report, "pass").splitlines()[2:]
+        assert [line.split()[0] for line in lines] == [stage.name for stage in report.stages]
+        assert all(re.fullmatch(r"\w+ +\d+ +\d+\.\d", line) for line in lines)
+
+
+class TestData:
+    def test_regions(self):
+        _, report = explained()
+        assert [region.kind for region in report.regions] == ["attention", "mlp"] * 2
+        assert [region.path for region in report.regions] == [
+            "transformer_blocks.0.attn1",
+            "transformer_blocks.0.ff.net",
+            "transformer_blocks.1.attn1",
+            "transformer_blocks.1.ff.net",
+        ]
+        for region in report.regions:
+            (feature,) = region.features
+            assert (feature.shape, feature.dtype) == ((2, 16, 32), torch.float32)
+            assert region.num_ops > 0
+
+    @pytest.mark.parametrize("order", [0, 1, 4])
+    def test_buffer_bytes(self, order):
+        """(order + 1) x 4 features x 2 x 16 x 32 floats, as announced and as allocated."""
+        backend, report = explained(order=order)
+        assert report.buffer_bytes == (order + 1) * 4 * 2 * 16 * 32 * 4
+        assert sum(feature.buffer_bytes for region in report.regions for feature in region.features) == report.buffer_bytes
+        assert backend.stats().buffer_bytes == report.buffer_bytes
+
+    def test_buffer_bytes_in_another_dtype(self):
+        _, wide = explained(order=1)
+        backend, narrow = explained(order=1, buffer_dtype=torch.bfloat16)
+        assert 2 * narrow.buffer_bytes == wide.buffer_bytes
+        assert backend.stats().buffer_bytes == narrow.buffer_bytes
+
+    def test_schedule(self):
+        assert explained(interval=5, warmup=3)[1].schedule == "FFF" + "TTTTF" * 9 + "TT"
+        assert explained(full_steps=[0, 2])[1].schedule == "FTF" + "T" * 47
+
+    def test_time_inputs(self):
+        (time_input,) = explained()[1].time_inputs
+        assert time_input.endswith(" int64[2]")
+
+    def test_flops_and_ops(self):
+        """A forecast step computes next to nothing, and its graph is the shorter one."""
+        _, report = explained()
+        assert 0 < report.flops["forecast"] < report.flops["full"] / 4
+        assert report.num_ops["forecast"] < report.num_ops["full"]
+
+    def test_nothing_rejected(self):
+        assert explained()[1].rejected == ()
+
+
+class TestGraphs:
+    def test_by_name(self):
+        """Each name gives the graph it says."""
+        _, report = explained()
+        counts = {name: op_counts(report.graph(name)) for name in ("canonical", "guarded", "full", "forecast")}
+        attention = "_scaled_dot_product_flash_attention_for_cpu"
+        assert [counts[name][attention] for name in counts] == [2, 0, 2, 0]
+        assert [counts[name]["cond"] for name in counts] == [0, 4, 0, 0]
+        assert [counts[name]["copy_"] for name in counts] == [0, 0, 8, 0]
+        assert all(isinstance(report.graph(name), fx.GraphModule) for name in counts)
+
+    def test_readable(self):
+        _, report = explained()
+        assert "feature0_d0" in report.graph("forecast").print_readable(print_output=False)
+
+    def test_unknown_name(self):
+        _, report = explained()
+        with pytest.raises(ConfigError) as raised:
+            report.graph("nope")
+        assert str(raised.value) == "name must be 'canonical' or 'guarded' or 'full' or 'forecast', got 'nope'"
+
+
+class TestWhen:
+    def test_before_any_compile(self):
+        with pytest.raises(RuntimeError, match="call the compiled model once first"):
+            taylorseer_backend().explain()
+
+    def test_several_graphs(self):
+        """Two shapes are two graphs; the newest is shown unless asked otherwise."""
+        torch._dynamo.reset()
+        backend = taylorseer_backend(compiler="eager")
+
+        class Layer(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.linear = nn.Linear(4, 4)
+
+            def forward(self, x: Tensor) -> Tensor:
+                return x + self.linear(x)
+
+        model = torch.compile(Layer(), backend=backend, dynamic=False)
+        with torch.no_grad():
+            for name, count in (("a", 3), ("b", 5)):
+                with backend.stream(name):
+                    model(torch.randn(count, 4))
+        assert backend.explain().regions[0].features[0].shape == (5, 4)
+        assert backend.explain(graph=0).regions[0].features[0].shape == (3, 4)
+        assert backend.explain().num_graphs == 2
+        assert "2 compiled; explain(graph=i) shows another" in str(backend.explain())
+
+    def test_a_rejected_branch_is_printed_with_its_reason(self):
+        """Nothing is left out silently."""
+        torch._dynamo.reset()
+        backend = taylorseer_backend(compiler="eager")
+
+        class Partly(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 4)
+
+            def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+                hidden = self.first(x)
+                x = x + hidden.relu()
+                return x + self.second(x), hidden
+
+        with torch.no_grad(), backend.stream("a"):
+            torch.compile(Partly(), backend=backend)(torch.randn(3, 4))
+        report = backend.explain()
+        assert len(report.regions) == len(report.rejected) == 1
+        text = section(report, "executed in every step:")
+        assert "also feed something that is not forecast" in text
+        assert "1 rejected" in str(report)
+        assert "time inputs:   none found: say the step with backend.stream" in str(report)

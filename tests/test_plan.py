@@ -1,0 +1,211 @@
+"""``plan``: FLOPs, buffers and schedule of a run, from shapes alone; the published figures of full-size models."""
+
+import pytest
+import torch
+from diffusers import DiTTransformer2DModel, FluxTransformer2DModel, SD3Transformer2DModel
+from torch import nn
+
+from taylorseer_fx import ConfigError, NoRegionsError, plan
+
+
+def dit(**overrides: object) -> DiTTransformer2DModel:
+    """A tiny DiT, or DiT-XL/2 with its settings."""
+    settings = {
+        "num_attention_heads": 2,
+        "attention_head_dim": 16,
+        "in_channels": 4,
+        "out_channels": 8,
+        "num_layers": 2,
+        "sample_size": 8,
+        "patch_size": 2,
+        "num_embeds_ada_norm": 10,
+        "norm_type": "ada_norm_zero",
+        "norm_elementwise_affine": False,
+        "activation_fn": "gelu-approximate",
+        "attention_bias": True,
+    }
+    return DiTTransformer2DModel(**{**settings, **overrides}).eval()
+
+
+def dit_inputs(size: int = 8) -> dict[str, object]:
+    """A guidance batch of two."""
+    return {
+        "hidden_states": torch.empty(2, 4, size, size),
+        "timestep": torch.empty(2, dtype=torch.long),
+        "class_labels": torch.empty(2, dtype=torch.long),
+        "return_dict": False,
+    }
+
+
+@pytest.fixture
+def tiny():
+    """Model and inputs on the meta device: nothing is allocated."""
+    with torch.device("meta"):
+        return dit(), dit_inputs()
+
+
+class TestTiny:
+    def test_on_meta(self, tiny):
+        """Two blocks: two attention and two MLP regions, a feature each, of 16 tokens and width 32."""
+        p = plan(*tiny)
+        assert [region.kind for region in p.regions] == ["attention", "mlp"] * 2
+        assert [feature.shape for feature in p.features] == [(2, 16, 32)] * 4
+        assert p.full_steps == (0, 1, 2, 7, 12, 17, 22, 27, 32, 37, 42, 47)
+        assert 0 < p.flops_forecast < p.flops_full / 4
+
+    def test_meta_and_cpu_agree(self, tiny):
+        """The figures are of the model, not of where it lies."""
+        torch.manual_seed(0)
+        inputs = {
+            "hidden_states": torch.randn(2, 4, 8, 8),
+            "timestep": torch.tensor([3, 3]),
+            "class_labels": torch.tensor([1, 2]),
+            "return_dict": False,
+        }
+        on_cpu, on_meta = plan(dit(), inputs), plan(*tiny)
+        assert (on_cpu.flops_full, on_cpu.flops_forecast) == (on_meta.flops_full, on_meta.flops_forecast)
+        assert on_cpu.features == on_meta.features
+
+    @pytest.mark.parametrize("order", range(5))
+    def test_buffer_bytes(self, tiny, order):
+        """(order + 1) x 4 features x 2 x 16 x 32 floats."""
+        assert plan(*tiny, order=order).buffer_bytes == (order + 1) * 4 * 2 * 16 * 32 * 4
+
+    def test_schedule_and_ceiling(self, tiny):
+        """The ceiling is FLOPs without over FLOPs with forecasting."""
+        p = plan(*tiny, num_steps=20, interval=4, warmup=2)
+        assert p.full_steps == (0, 1, 5, 9, 13, 17)
+        assert p.flops_total == 6 * p.flops_full + 14 * p.flops_forecast
+        assert p.speedup_ceiling == pytest.approx(20 * p.flops_full / p.flops_total)
+
+    def test_every_step_full_is_no_speedup(self, tiny):
+        assert plan(*tiny, num_steps=7, interval=1).speedup_ceiling == 1.0
+
+    def test_model_is_not_changed(self, tiny):
+        model, inputs = tiny
+        before = list(model.state_dict())
+        plan(model, inputs)
+        assert list(model.state_dict()) == before
+        assert all(parameter.is_meta for parameter in model.parameters())
+
+    def test_positional_inputs(self, tiny):
+        model, inputs = tiny
+        by_position = (inputs["hidden_states"], inputs["timestep"], inputs["class_labels"], None, False)
+        assert plan(model, by_position).flops_full == plan(model, inputs).flops_full
+
+    def test_text(self, tiny):
+        """Prints schedule, costs and buffers as people read them."""
+        text = str(plan(*tiny, num_steps=8))
+        assert "4 of 8: 0, 1, 2, 7" in text
+        assert "32.00 KiB a stream, 4 features, order 1" in text
+
+    def test_inside_a_device_context(self):
+        """A model made and planned under ``with torch.device("meta")`` has the figures of one planned outside of it."""
+        with torch.device("meta"):
+            model = FluxTransformer2DModel(
+                num_layers=1,
+                num_single_layers=1,
+                attention_head_dim=16,
+                num_attention_heads=2,
+                joint_attention_dim=32,
+                pooled_projection_dim=32,
+                axes_dims_rope=(4, 4, 8),
+                in_channels=4,
+            ).eval()
+            inputs = {
+                "hidden_states": torch.empty(1, 64, 4),
+                "encoder_hidden_states": torch.empty(1, 16, 32),
+                "pooled_projections": torch.empty(1, 32),
+                "timestep": torch.empty(1),
+                "img_ids": torch.empty(64, 3),
+                "txt_ids": torch.empty(16, 3),
+                "return_dict": False,
+            }
+            inside = plan(model, inputs)
+        torch._dynamo.reset()
+        outside = plan(model, inputs)
+        assert (inside.flops_full, len(inside.features)) == (outside.flops_full, len(outside.features))
+        assert len(outside.features) == 5
+
+    def test_joint_attention(self):
+        """SD3: an attention region feeds both streams, so it has two features; the last block has one."""
+        with torch.device("meta"):
+            model = SD3Transformer2DModel(
+                sample_size=8,
+                patch_size=2,
+                in_channels=4,
+                num_layers=2,
+                attention_head_dim=16,
+                num_attention_heads=2,
+                joint_attention_dim=32,
+                caption_projection_dim=32,
+                pooled_projection_dim=24,
+                out_channels=4,
+                pos_embed_max_size=8,
+            ).eval()
+            inputs = {
+                "hidden_states": torch.empty(1, 4, 8, 8),
+                "encoder_hidden_states": torch.empty(1, 5, 32),
+                "pooled_projections": torch.empty(1, 24),
+                "timestep": torch.empty(1),
+                "return_dict": False,
+            }
+        p = plan(model, inputs)
+        assert sorted(len(region.features) for region in p.regions if region.kind == "attention") == [1, 2]
+
+
+class TestBadArguments:
+    @pytest.mark.parametrize("num_steps", [0, -1, 2.0, True, "50", None])
+    def test_num_steps(self, tiny, num_steps):
+        with pytest.raises(ConfigError) as raised:
+            plan(*tiny, num_steps=num_steps)
+        assert str(raised.value) == f"num_steps must be an int of at least 1, got {num_steps!r}"
+
+    @pytest.mark.parametrize(("name", "value"), [("order", 5), ("interval", 0), ("warmup", 0), ("granularity", "block")])
+    def test_settings(self, tiny, name, value):
+        with pytest.raises(ConfigError, match=f"{name} must be .*, got {value!r}"):
+            plan(*tiny, **{name: value})
+
+    def test_nothing_to_forecast(self):
+        with torch.device("meta"), pytest.raises(NoRegionsError, match="nothing to forecast in Linear"):
+            plan(nn.Linear(4, 4), [torch.empty(3, 4)])
+
+
+class TestPublishedFigures:
+    """Full-size models on the meta device, against METHOD.md."""
+
+    def test_dit_xl(self):
+        """DiT-XL/2 with a guidance batch: 23.73 TFLOPs for 50 full steps; 56 features, 0.123 GiB an order."""
+        with torch.device("meta"):
+            model = dit(num_attention_heads=16, attention_head_dim=72, num_layers=28, sample_size=32, num_embeds_ada_norm=1000)
+            inputs = dit_inputs(32)
+        p = plan(model, inputs, order=0)
+        assert p.flops_full / 1e12 == pytest.approx(0.47467, abs=2e-5)
+        assert 50 * p.flops_full / 1e12 == pytest.approx(23.73, abs=0.005)
+        assert len(p.features) == 56
+        assert p.buffer_bytes / 2**30 == pytest.approx(0.123, abs=5e-4)
+
+    def test_flux_dev(self):
+        """FLUX.1-dev at 1024 x 1024: 74.385 TFLOPs a full step, 4.99x at interval 6, 114 features, 2.00 GiB an order."""
+        dtype = torch.bfloat16
+        with torch.device("meta"):
+            model = FluxTransformer2DModel(guidance_embeds=True).to(dtype).eval()
+            inputs = {
+                "hidden_states": torch.empty(1, 4096, 64, dtype=dtype),
+                "encoder_hidden_states": torch.empty(1, 512, 4096, dtype=dtype),
+                "pooled_projections": torch.empty(1, 768, dtype=dtype),
+                "timestep": torch.empty(1, dtype=dtype),
+                "img_ids": torch.empty(4096, 3, dtype=dtype),
+                "txt_ids": torch.empty(512, 3, dtype=dtype),
+                "guidance": torch.empty(1),
+                "return_dict": False,
+            }
+        p = plan(model, inputs, num_steps=50, order=0, interval=6, warmup=3)
+        assert p.flops_full / 1e12 == pytest.approx(74.385, abs=5e-4)
+        assert p.flops_forecast / 1e12 == pytest.approx(0.0227, abs=5e-5)
+        assert 50 * p.flops_full / 1e12 == pytest.approx(3719.2, abs=0.06)
+        assert p.flops_total / 1e12 == pytest.approx(744.75, abs=0.06)
+        assert p.speedup_ceiling == pytest.approx(4.99, abs=0.005)
+        assert len(p.full_steps) == 10
+        assert len(p.features) == 114
+        assert p.buffer_bytes / 2**30 == pytest.approx(2.00, abs=0.005)
