@@ -1,5 +1,6 @@
 """The demo's numbers, picture and command line; the demo itself runs from the wheel in CI."""
 
+import io
 import json
 import math
 import subprocess
@@ -58,7 +59,7 @@ def test_demo_writes_picture_table_and_numbers(tmp_path, monkeypatch):
 
     monkeypatch.setattr(demo, "run_compiled", run_eager)
     monkeypatch.setattr(demo, "run_forecast", forecast)
-    console = Console(record=True, width=200, quiet=False, file=(tmp_path / "out.txt").open("w"))
+    console = Console(record=True, width=100, file=io.StringIO())
     demo.run_demo(config, tmp_path / "demo.png", console, tmp_path / "demo.json")
     assert (tmp_path / "demo.png").read_bytes().startswith(b"\x89PNG")
     content = json.loads((tmp_path / "demo.json").read_text())

@@ -1,0 +1,75 @@
+"""The trained model: it draws what it is asked for, and forecasting it follows the reference through whole generations."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from taylorseer_fx import taylorseer_backend
+from taylorseer_fx.demo.quality import psnr
+from taylorseer_fx.digits import NUM_CLASSES, WEIGHTS_PATH, load_digits_model, sample_digits
+from taylorseer_fx.digits.judge import Judge
+from tests.reference import HookReference
+
+LABELS = torch.arange(NUM_CLASSES)
+
+
+class StepCounter:
+    """Gives the reference, which is told the step, the face of a denoiser."""
+
+    def __init__(self, reference: HookReference) -> None:
+        self.reference, self.step = reference, -1
+
+    def __call__(self, hidden_states: Tensor, **inputs: Any) -> tuple[Tensor]:
+        self.step += 1
+        return (self.reference(self.step, {"hidden_states": hidden_states, **inputs}),)
+
+
+def feature_modules(model: torch.nn.Module) -> list[torch.nn.Module]:
+    return [module for block in model.transformer_blocks for module in (block.attn1, block.ff)]
+
+
+def test_weights_are_small_enough_to_ship():
+    assert WEIGHTS_PATH.stat().st_size < 8 * 2**20
+
+
+def test_samples_show_the_class_asked_for():
+    """At least 95 % of 100 pictures are named as asked for by a classifier fitted on the real digits."""
+    labels = LABELS.repeat(10)
+    assert Judge().accuracy(sample_digits(load_digits_model(), labels), labels) >= 0.95
+
+
+def test_the_judge_can_tell_digits_apart():
+    """On digits it was not fitted on; and on pictures with the wrong label it says no."""
+    judge = Judge()
+    assert judge.held_out_accuracy() > 0.97
+    samples = sample_digits(load_digits_model(), LABELS)
+    assert judge.accuracy(samples, (LABELS + 1) % NUM_CLASSES) <= 0.1
+
+
+@pytest.mark.parametrize(("order", "interval", "warmup"), [(0, 4, 1), (1, 5, 3), (2, 3, 2), (3, 6, 3), (4, 5, 6)])
+def test_whole_generation_follows_the_reference(order: int, interval: int, warmup: int):
+    """50 DDIM steps with guidance, each from its own latents: pictures within 1e-4 relative of the reference's."""
+    model = load_digits_model()
+    expected = sample_digits(StepCounter(HookReference(model, feature_modules(model), order, interval, warmup)), LABELS)
+    compiled = torch.compile(model, backend=taylorseer_backend(order, interval, warmup, compiler="eager"))
+    actual = sample_digits(compiled, LABELS)
+    assert (actual - expected).abs().max() <= 1e-4 * expected.abs().max()
+
+
+@pytest.mark.inductor
+def test_whole_generation_through_inductor():
+    """The demo's settings, compiled: follows the reference, and stays near the full run (35.8 dB in a first experiment)."""
+    model = load_digits_model()
+    expected = sample_digits(StepCounter(HookReference(model, feature_modules(model), order=1)), LABELS)
+    actual = sample_digits(torch.compile(model, backend=taylorseer_backend(order=1)), LABELS)
+    assert (actual - expected).abs().max() <= 1e-4 * expected.abs().max()
+    assert psnr(actual, sample_digits(model, LABELS)) > 30
+
+
+def test_two_generations_are_the_same_to_the_bit():
+    compiled = torch.compile(load_digits_model(), backend=taylorseer_backend(order=2, compiler="eager"))
+    first = sample_digits(compiled, LABELS)
+    sample_digits(compiled, LABELS, num_steps=13, seed=1)
+    assert torch.equal(sample_digits(compiled, LABELS), first)
