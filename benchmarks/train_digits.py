@@ -88,7 +88,7 @@ def main() -> None:
     model.half().float()  # judge what is shipped
     wanted = torch.arange(400) % NUM_CLASSES
     judge = Judge()
-    accuracy = judge.accuracy(sample_digits(model, wanted, progress=tqdm), wanted)
+    accuracy = judge.accuracy(sample_digits(model, wanted), wanted)
     save_file({name: tensor.half().contiguous() for name, tensor in model.state_dict().items()}, args.out)
     card = CARD.format(
         parameters=sum(p.numel() for p in model.parameters()),

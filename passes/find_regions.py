@@ -9,6 +9,7 @@ live-outs: they are forecast together or not at all. Work that several regions s
 nested in another one belongs to the outer one.
 """
 
+import operator
 from collections.abc import Iterable
 
 from torch import fx
@@ -118,14 +119,18 @@ def _group(features: tuple[Feature, ...], owners: Owners, reach: SeedReach) -> l
 
 
 def _bodies(groups: list[tuple[Feature, ...]], owners: Owners) -> list[set[fx.Node]]:
-    """The nodes of each group's region: all of whose owners are in the group."""
+    """The nodes of each group's region: all of whose owners are in the group.
+
+    What picks one output of an outside node with several (``getitem`` of the ``split`` of an adaLN) stays with that node, so
+    that only tensors cross the border.
+    """
     group_of = {feature: i for i, group in enumerate(groups) for feature in group}
     bodies: list[set[fx.Node]] = [set() for _ in groups]
     for node, sharing in owners.items():
         indices = {group_of[feature] for feature in sharing}
         if len(indices) == 1:
             bodies[indices.pop()].add(node)
-    return bodies
+    return [{node for node in body if node.target is not operator.getitem or node.args[0] in body} for body in bodies]
 
 
 def _refuse(

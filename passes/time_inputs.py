@@ -22,11 +22,14 @@ def find_time_inputs(graph: fx.Graph, parameters: Iterable[fx.Node]) -> tuple[in
     inputs = [node for node in placeholders if node not in weights and tensor_meta(node) is not None]
     waves = [node for node in graph.nodes if packet(node) in (aten.sin, aten.cos)]
     reach = seed_reach(graph, [*inputs, *waves])
-    wave_bits = sum(reach.bits[node] for node in waves)
     input_bits = sum(reach.bits[node] for node in inputs)
+    waves_of: dict[int, int] = {}  # an input's bit -> the bits of the sines and cosines of that input alone
+    for wave in waves:
+        source = reach.reach[wave] & input_bits
+        waves_of[source] = waves_of.get(source, 0) | reach.bits[wave]
     embedded = 0
     for node in graph.nodes:
-        above = reach.reach[node]
-        if is_heavy(node) and above & wave_bits and (above & input_bits).bit_count() == 1:
-            embedded |= above & input_bits
+        source = reach.reach[node] & input_bits
+        if is_heavy(node) and source.bit_count() == 1 and reach.reach[node] & waves_of.get(source, 0):
+            embedded |= source
     return tuple(i for i, node in enumerate(placeholders) if node in reach.bits and reach.bits[node] & embedded)

@@ -19,11 +19,16 @@ StreamKey = tuple[str | None, int]
 
 @dataclass(frozen=True)
 class Tick:
-    """One call: the stream it belongs to, the generation of that stream, and the step index within it, from 0."""
+    """One call: the stream it belongs to, the generation of that stream, and the step index within it, from 0.
+
+    ``may_be_first``: the timestep rose at the second step. In a run with ascending timesteps it would; but so it would if the
+    first step was a lone call (to warm up, say) and this is the first step of a run with descending ones. Better to execute it.
+    """
 
     stream: StreamKey
     generation: int
     step: int
+    may_be_first: bool = False
 
 
 @dataclass
@@ -36,6 +41,7 @@ class _Track:
     step: int = 0  # of the first call at ``time``
     num_calls: int = 0  # at ``time``
     num_streams: int = 1
+    may_be_first: bool = False
 
     def advance(self, time: Time, fixed_direction: int = 0) -> tuple[int, int]:
         """Returns (stream number, step)."""
@@ -48,6 +54,7 @@ class _Track:
         else:
             direction = _direction(self.time, time)
             if self.direction in (0, direction):
+                self.may_be_first = self.direction == 0 and direction > 0
                 self.step += -(-self.num_calls // self.num_streams)
                 self.time, self.direction, self.num_calls = time, direction, 1
             else:
@@ -58,6 +65,7 @@ class _Track:
     def _begin(self, time: Time, direction: int) -> None:
         self.generation += 1
         self.time, self.direction, self.step, self.num_calls, self.num_streams = time, direction, 0, 1, 1
+        self.may_be_first = False
 
 
 def _direction(before: Time, after: Time) -> int:
@@ -92,7 +100,7 @@ class Clock:
             stream, step = track.advance((0.0 if track.time is None else track.time[0] + 1.0,), fixed_direction=1)
         else:
             return None
-        return Tick((name, stream), track.generation, step)
+        return Tick((name, stream), track.generation, step, track.may_be_first)
 
     def abandon(self, scope: Scope | None) -> None:
         """A call failed: what comes next in this scope is a new generation."""

@@ -101,7 +101,7 @@ class Dispatcher:
         coefficient_dtype: torch.dtype,
     ) -> None:
         self._runtime, self._id, self._layout = runtime, graph_id, layout
-        self._full, self._forecast = variants[StepKind.FULL], variants[StepKind.FORECAST]
+        self._full_variant, self._forecast_variant = variants[StepKind.FULL], variants[StepKind.FORECAST]
         self._time_inputs = tuple(time_inputs)
         self._dtype, self._device = coefficient_dtype, layout.templates[0].device
         self._coefficients: dict[tuple[float, ...], Tensor] = {}
@@ -112,24 +112,28 @@ class Dispatcher:
             with self._runtime.lock:
                 tick = self._runtime.clock.tick(scope, self._time_reader(args))
                 state = self._state(tick, args)
-            return self._step(tick.step - state.first_step if tick else 0, state, args)
+            step = tick.step - state.first_step if tick is not None else 0
+            execute = self._runtime.schedule.is_full(step) or (tick is not None and tick.may_be_first)
+            return self._execute(step, state, args) if execute else self._forecast(step, state, args)
         except BaseException:
             with self._runtime.lock:
                 self._runtime.clock.abandon(scope)
             raise
 
-    def _step(self, step: int, state: StreamState, args: list[Argument]) -> Sequence[Any]:
+    def _execute(self, step: int, state: StreamState, args: list[Argument]) -> Sequence[Any]:
         runtime = self._runtime
-        if not runtime.schedule.is_full(step):
-            weights = self._tensor(taylor_weights(runtime.order, state.formed, step - state.last_full))
-            runtime.counters.calls[StepKind.FORECAST] += 1
-            return self._run(self._forecast, args, (None, weights), state)
         formed = formed_after(state.formed, step, runtime.schedule.warmup_steps, runtime.order)
         gaps = self._tensor(reciprocal_gaps(runtime.order, formed, max(step - state.last_full, 1)))
         runtime.counters.calls[StepKind.FULL] += 1
-        outputs = self._run(self._full, args, (gaps, None), state)
+        outputs = self._run(self._full_variant, args, (gaps, None), state)
         state.last_full, state.formed = step, formed
         return outputs
+
+    def _forecast(self, step: int, state: StreamState, args: list[Argument]) -> Sequence[Any]:
+        runtime = self._runtime
+        weights = self._tensor(taylor_weights(runtime.order, state.formed, step - state.last_full))
+        runtime.counters.calls[StepKind.FORECAST] += 1
+        return self._run(self._forecast_variant, args, (None, weights), state)
 
     def _run(
         self, variant: CompiledVariant, args: list[Argument], coefficients: tuple[Tensor | None, ...], state: StreamState
@@ -169,9 +173,10 @@ class Dispatcher:
             stream == tick.stream and state.generation == tick.generation for (stream, _), state in states.items()
         ):
             self._runtime.notify(
-                "shape change",
-                f"the input shapes changed at step {tick.step} of a generation: the derivatives start anew for the new shape, "
-                "with a warm-up of full steps. Keep batch and resolution constant within a generation to avoid it.",
+                "change in mid-generation",
+                f"at step {tick.step} of a generation the calls went over to another compiled graph or to other sizes (the "
+                "batch, the resolution, a dtype or the grad mode changed): the derivatives start anew, with a warm-up of full steps. "
+                "Keep these constant within a generation to avoid it.",
             )
         for stream, graph_id in [key for key, state in states.items() if key[0] == tick.stream]:
             if states[stream, graph_id].generation < tick.generation and graph_id != self._id:

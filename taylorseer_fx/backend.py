@@ -61,8 +61,10 @@ class TaylorSeerBackend:
     def reset(self) -> None:
         """Forget all streams and free their derivative buffers; the next call begins a new generation.
 
-        Needed after a generation was broken off and the next one goes on in the same direction of timesteps; a new generation
-        that starts again from the first timestep is recognised by itself. Compiled graphs stay.
+        A new generation is recognised by its timestep going back, so this is needed only where it does not: after a single call
+        (to warm up, or a run of one step) at the timestep that the next generation begins with, which otherwise looks like
+        serial guidance; and after a generation that was broken off before the timestep that the next one begins at. Compiled
+        graphs stay.
         """
         self._runtime.reset()
 

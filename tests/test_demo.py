@@ -12,9 +12,10 @@ from rich.console import Console
 
 from taylorseer_fx import cli
 from taylorseer_fx.demo import main as demo
+from taylorseer_fx.demo import runs
 from taylorseer_fx.demo.quality import psnr
 from taylorseer_fx.demo.results import measure
-from taylorseer_fx.demo.runs import DemoConfig, Run, run_eager
+from taylorseer_fx.demo.runs import DemoConfig, Run
 from taylorseer_fx.digits.judge import load_real_digits
 
 
@@ -51,14 +52,10 @@ def test_rows_come_from_the_runs():
 
 
 def test_demo_writes_picture_table_and_numbers(tmp_path, monkeypatch):
-    """Everything but the compiling: the two compiled runs are replaced by the eager one."""
+    """Everything but the compiling: the eager model takes all three places."""
     config = DemoConfig(num_steps=2, rows=1)
-
-    def forecast(config, track):
-        return run_eager(config, track), config.backend()
-
-    monkeypatch.setattr(demo, "run_compiled", run_eager)
-    monkeypatch.setattr(demo, "run_forecast", forecast)
+    monkeypatch.setattr(demo, "compiled", runs.eager)
+    monkeypatch.setattr(demo, "forecast", runs.eager)
     console = Console(record=True, width=100, file=io.StringIO())
     demo.run_demo(config, tmp_path / "demo.png", console, tmp_path / "demo.json")
     assert (tmp_path / "demo.png").read_bytes().startswith(b"\x89PNG")

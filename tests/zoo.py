@@ -55,15 +55,15 @@ def noise(shape: tuple[int, ...], seed: int, dtype: torch.dtype) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(2000 + seed), dtype=torch.float64).to(dtype)
 
 
-def dit(dtype: torch.dtype = torch.float32) -> ZooModel:
+def dit(dtype: torch.dtype = torch.float32, head_dim: int = 8, size: int = 8) -> ZooModel:
     """Class-conditional, adaLN-zero: a gate on every branch; integer timesteps."""
     model = DiTTransformer2DModel(
         num_attention_heads=2,
-        attention_head_dim=8,
+        attention_head_dim=head_dim,
         in_channels=4,
         out_channels=8,
         num_layers=2,
-        sample_size=8,
+        sample_size=size,
         patch_size=2,
         num_embeds_ada_norm=10,
         activation_fn="gelu-approximate",
@@ -71,7 +71,7 @@ def dit(dtype: torch.dtype = torch.float32) -> ZooModel:
 
     def inputs(step: float, seed: int = 0, batch: int = 2) -> Inputs:
         return {
-            "hidden_states": smooth((batch, 4, 8, 8), step, seed, dtype),
+            "hidden_states": smooth((batch, 4, size, size), step, seed, dtype),
             "timestep": torch.full((batch,), int(980 - 20 * step)),
             "class_labels": (torch.arange(batch) + seed) % 10,
             "return_dict": False,
@@ -119,13 +119,13 @@ def flux(dtype: torch.dtype = torch.float32) -> ZooModel:
     return ZooModel("flux", randomize(model, dtype), inputs, modules, kinds, 10)
 
 
-def sd3(dtype: torch.dtype = torch.float32) -> ZooModel:
+def sd3(dtype: torch.dtype = torch.float32, num_layers: int = 3) -> ZooModel:
     """Joint attention whose last block updates the image only; resolution is free, so it serves dynamic shapes too."""
     model = SD3Transformer2DModel(
         sample_size=8,
         patch_size=2,
         in_channels=4,
-        num_layers=3,
+        num_layers=num_layers,
         attention_head_dim=8,
         num_attention_heads=2,
         caption_projection_dim=16,
@@ -148,7 +148,8 @@ def sd3(dtype: torch.dtype = torch.float32) -> ZooModel:
     for block in model.transformer_blocks:
         modules += [block.attn, block.ff]
         modules += [block.ff_context] if block.ff_context is not None else []
-    return ZooModel("sd3", randomize(model, dtype), inputs, modules, {"attention": 3, "mlp": 5}, 10)
+    kinds = {"attention": num_layers, "mlp": 2 * num_layers - 1}
+    return ZooModel("sd3", randomize(model, dtype), inputs, modules, kinds, 4 * num_layers - 2)
 
 
 def pixart(dtype: torch.dtype = torch.float32) -> ZooModel:
@@ -182,23 +183,31 @@ def pixart(dtype: torch.dtype = torch.float32) -> ZooModel:
 MODELS: dict[str, Callable[..., ZooModel]] = {"dit": dit, "flux": flux, "sd3": sd3, "pixart": pixart}
 
 
+class TinyAttention(nn.Module):
+    """Attention of one head, spelled out."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.query, self.key, self.value, self.out = (nn.Linear(width, width) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores = self.query(x) @ self.key(x).transpose(-1, -2) / x.shape[-1] ** 0.5
+        return self.out(scores.softmax(-1) @ self.value(x))
+
+
 class Tiny(nn.Module):
     """The least Diffusion Transformer, quick to compile: ``x + gate(t) * attention(x)``, then ``x + mlp(x)``.
 
     ``timed=False`` takes the gate from a constant, so that no input tells the time.
     """
 
-    def __init__(self, width: int = 8, timed: bool = True) -> None:
+    def __init__(self, width: int = 32, timed: bool = True) -> None:
         super().__init__()
         self.timed = timed
-        self.register_buffer("frequencies", torch.logspace(0, -2, 4))
-        self.gate = nn.Linear(8, width)
-        self.query, self.key, self.value, self.out = (nn.Linear(width, width) for _ in range(4))
+        self.register_buffer("frequencies", torch.logspace(0, -2, 16))
+        self.gate = nn.Linear(32, width)
+        self.attention = TinyAttention(width)
         self.mlp = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
-
-    def attention(self, x: Tensor) -> Tensor:
-        scores = self.query(x) @ self.key(x).transpose(-1, -2) / x.shape[-1] ** 0.5
-        return self.out(scores.softmax(-1) @ self.value(x))
 
     def forward(self, x: Tensor, timestep: Tensor) -> Tensor:
         phase = timestep[:, None] * self.frequencies if self.timed else self.frequencies.expand(len(x), -1)
@@ -213,9 +222,9 @@ def tiny(timed: bool = True) -> Tiny:
     return model
 
 
-def tiny_inputs(step: float, seed: int = 0, batch: int = 2, num_steps: int = 50) -> Inputs:
+def tiny_inputs(step: float, seed: int = 0, batch: int = 2, num_steps: int = 50, length: int = 6) -> Inputs:
     """Keyword arguments of ``Tiny`` at a step; with another ``num_steps`` the timesteps are spaced otherwise."""
     return {
-        "x": smooth((batch, 6, 8), step * 50 / num_steps, seed, torch.float32),
+        "x": smooth((batch, length, 32), step * 50 / num_steps, seed, torch.float32),
         "timestep": torch.full((batch,), 1000.0 * (1 - step / num_steps)),
     }

@@ -1,19 +1,18 @@
 """The demo from start to end."""
 
 import json
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
-from torch import Tensor
 
 from taylorseer_fx.demo.picture import save_picture
 from taylorseer_fx.demo.results import HEADINGS, Row, measure
-from taylorseer_fx.demo.runs import DemoConfig, Track, run_compiled, run_eager, run_forecast
+from taylorseer_fx.demo.runs import DemoConfig, compiled, eager, forecast, generate_in_turns
 
 
 def run_demo(config: DemoConfig, out: Path, console: Console, json_out: Path | None = None) -> None:
@@ -24,13 +23,15 @@ def run_demo(config: DemoConfig, out: Path, console: Console, json_out: Path | N
     )
     columns = (SpinnerColumn(), TextColumn("{task.description:<34}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console) as bars:
-        shown = _Bars(bars)
-        eager = run_eager(config, shown.begin("eager"))
-        compiled = run_compiled(config, shown.begin("torch.compile"))
-        forecast, backend = run_forecast(config, shown.begin("taylorseer_fx"))
-    runs = (eager, compiled, forecast)
+        contestants = []
+        for make in (eager, compiled, forecast):
+            task = bars.add_task(f"{make.__name__}: getting ready", total=1)
+            contestants.append(make(config))
+            bars.update(task, completed=1, description=f"{make.__name__}: ready")
+        task = bars.add_task("denoising, in turns", total=config.num_steps)
+        runs = generate_in_turns(contestants, config, lambda: bars.advance(task))
     rows = measure(runs, config)
-    schedule = backend.config.schedule.describe(config.num_steps)
+    schedule = config.schedule.describe(config.num_steps)
     console.print(_table(rows))
     console.print(f"schedule  {schedule}   (F full step, T Taylor forecast)")
     save_picture(out, runs, [_caption(row) for row in rows])
@@ -42,26 +43,6 @@ def run_demo(config: DemoConfig, out: Path, console: Console, json_out: Path | N
 
 def _caption(row: Row) -> str:
     return f"{row.seconds:.1f} s" if row.psnr_db is None else f"{row.seconds:.1f} s, {row.speedup_over_eager:.2f}x over eager"
-
-
-@dataclass
-class _Bars:
-    """One progress bar for each way of generating; it pulses while that way compiles."""
-
-    bars: Progress
-    current: TaskID | None = None
-
-    def begin(self, name: str) -> Track:
-        self.current = self.bars.add_task(f"{name}: getting ready", total=None)
-        return self._track
-
-    def _track(self, name: str, timesteps: Iterable[Tensor]) -> Iterable[Tensor]:
-        assert self.current is not None
-        steps = list(timesteps)
-        self.bars.reset(self.current, total=len(steps), description=f"{name}: denoising")
-        for step in steps:
-            yield step
-            self.bars.advance(self.current)
 
 
 def _table(rows: Sequence[Row]) -> Table:

@@ -2,18 +2,18 @@
 
 import statistics
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._inductor.utils import fresh_cache
 
 from taylorseer_fx.backend import TaylorSeerBackend, taylorseer_backend
 from taylorseer_fx.digits import NUM_CLASSES, load_digits_model, sample_digits
-from taylorseer_fx.digits.sampling import Denoiser
-
-Track = Callable[[str, Iterable[Tensor]], Iterable[Tensor]]
+from taylorseer_fx.digits.sampling import Denoiser, denoising_steps
+from taylorseer_fx.runtime.schedule import Schedule
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,10 @@ class DemoConfig:
     @property
     def labels(self) -> Tensor:
         return torch.arange(NUM_CLASSES).repeat(self.rows)
+
+    @property
+    def schedule(self) -> Schedule:
+        return Schedule(self.interval, self.warmup)
 
     def backend(self) -> TaylorSeerBackend:
         return taylorseer_backend(self.order, self.interval, self.warmup)
@@ -69,10 +73,14 @@ class Run:
 
 
 @dataclass
-class _Stopwatch:
-    """Wraps a denoiser and notes the seconds of every call."""
+class Contestant:
+    """A denoiser made ready, and the seconds of every call since."""
 
+    name: str
     denoiser: Denoiser
+    full_steps: tuple[int, ...]
+    backend: TaylorSeerBackend | None = None
+    compile_seconds: float = 0.0
     seconds: list[float] = field(default_factory=list)
 
     def __call__(self, *args: Any, **kwargs: Any) -> tuple[Tensor, ...]:
@@ -82,55 +90,52 @@ class _Stopwatch:
         return result
 
 
-def run_eager(config: DemoConfig, track: Track) -> Run:
-    model = load_digits_model()
-    _first_call(model, config)
-    return _generate("eager", model, config, track, range(config.num_steps))
+def eager(config: DemoConfig) -> Contestant:
+    """The model as it is."""
+    return _warmed_up(Contestant("eager", load_digits_model(), tuple(range(config.num_steps))), config)
 
 
-def run_compiled(config: DemoConfig, track: Track) -> Run:
-    with _cold_caches():
-        compiled = torch.compile(load_digits_model())
-        compile_seconds = _first_call(compiled, config)
-        return _generate("torch.compile", compiled, config, track, range(config.num_steps), compile_seconds)
+def compiled(config: DemoConfig) -> Contestant:
+    """Plain ``torch.compile``."""
+    return _warmed_up(Contestant("torch.compile", torch.compile(load_digits_model()), tuple(range(config.num_steps))), config)
 
 
-def run_forecast(config: DemoConfig, track: Track) -> tuple[Run, TaylorSeerBackend]:
-    with _cold_caches():
-        backend = config.backend()
-        compiled = torch.compile(load_digits_model(), backend=backend)
-        compile_seconds = _first_call(compiled, config)
-        backend.reset()
-        full_steps = backend.config.schedule.full_steps_of(config.num_steps)
-        run = _generate("taylorseer_fx", compiled, config, track, full_steps, compile_seconds, backend)
-    return run, backend
+def forecast(config: DemoConfig) -> Contestant:
+    """Ours."""
+    backend = config.backend()
+    full_steps = config.schedule.full_steps_of(config.num_steps)
+    model = torch.compile(load_digits_model(), backend=backend)
+    return _warmed_up(Contestant("taylorseer_fx", model, tuple(full_steps), backend), config)
 
 
-def _generate(
-    name: str,
-    denoiser: Denoiser,
-    config: DemoConfig,
-    track: Track,
-    full_steps: Iterable[int],
-    compile_seconds: float = 0.0,
-    backend: TaylorSeerBackend | None = None,
-) -> Run:
-    watch = _Stopwatch(denoiser)
-    samples = sample_digits(watch, config.labels, num_steps=config.num_steps, progress=lambda timesteps: track(name, timesteps))
-    buffer_bytes = backend.stats().buffer_bytes if backend is not None else 0
-    return Run(name, samples, tuple(watch.seconds), tuple(full_steps), compile_seconds, buffer_bytes)
+def generate_in_turns(contestants: Sequence[Contestant], config: DemoConfig, on_step: Callable[[], None]) -> list[Run]:
+    """All generate the same pictures, each taking a step in turn, so that a slow spell of the machine falls on all of them."""
+    loops = [denoising_steps(contestant, config.labels, num_steps=config.num_steps) for contestant in contestants]
+    samples: tuple[Tensor, ...] = ()
+    for latents in zip(*loops, strict=True):
+        samples = latents
+        on_step()
+    return [_run(contestant, images) for contestant, images in zip(contestants, samples, strict=True)]
 
 
-def _first_call(denoiser: Denoiser, config: DemoConfig) -> float:
-    """Seconds of the first call, which compiles, less those of the second."""
-    watch = _Stopwatch(denoiser)
-    sample_digits(watch, config.labels, num_steps=2)
-    return watch.seconds[0] - watch.seconds[1]
+def _run(contestant: Contestant, samples: Tensor) -> Run:
+    return Run(
+        name=contestant.name,
+        samples=samples,
+        step_seconds=tuple(contestant.seconds),
+        full_steps=contestant.full_steps,
+        compile_seconds=contestant.compile_seconds,
+        buffer_bytes=contestant.backend.stats().buffer_bytes if contestant.backend is not None else 0,
+    )
 
 
-def _cold_caches() -> Any:
-    """Compile for real, also when the demo ran before, and take nothing over from one way to the next."""
-    from torch._inductor.utils import fresh_cache
-
-    torch.compiler.reset()
-    return fresh_cache()
+def _warmed_up(contestant: Contestant, config: DemoConfig) -> Contestant:
+    """Two calls, of which the first compiles: for real, with empty caches, also when the demo ran before."""
+    with fresh_cache():
+        sample_digits(contestant, config.labels, num_steps=2)
+    first, second = contestant.seconds
+    contestant.compile_seconds = first - second
+    contestant.seconds.clear()
+    if contestant.backend is not None:
+        contestant.backend.reset()
+    return contestant

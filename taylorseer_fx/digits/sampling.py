@@ -1,6 +1,6 @@
 """Class-conditional DDIM sampling with classifier-free guidance, the way ``DiTPipeline`` does it (one batch, two halves)."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
 
 import torch
 from diffusers import DDIMScheduler
@@ -21,15 +21,8 @@ def build_scheduler() -> DDIMScheduler:
     return DDIMScheduler(num_train_timesteps=1000, beta_schedule="squaredcos_cap_v2", clip_sample=False)
 
 
-@torch.no_grad()
 def sample_digits(
-    denoiser: Denoiser,
-    labels: Tensor,
-    *,
-    num_steps: int = 50,
-    guidance_scale: float = 2.0,
-    seed: int = 0,
-    progress: Callable[[Iterable[Tensor]], Iterable[Tensor]] | None = None,
+    denoiser: Denoiser, labels: Tensor, *, num_steps: int = 50, guidance_scale: float = 2.0, seed: int = 0
 ) -> Tensor:
     """Denoise one picture a label, all from the noise of ``seed``.
 
@@ -39,20 +32,27 @@ def sample_digits(
         num_steps: DDIM steps.
         guidance_scale: classifier-free guidance weight; 1 is plain conditional sampling.
         seed: of the starting noise.
-        progress: wraps the timesteps, e.g. ``tqdm``.
 
     Returns:
         float32 ``[n, 1, 8, 8]``, ink 1, paper -1, not clipped.
     """
+    *_, samples = denoising_steps(denoiser, labels, num_steps=num_steps, guidance_scale=guidance_scale, seed=seed)
+    return samples
+
+
+def denoising_steps(
+    denoiser: Denoiser, labels: Tensor, *, num_steps: int = 50, guidance_scale: float = 2.0, seed: int = 0
+) -> Iterator[Tensor]:
+    """As ``sample_digits``, a step at a time: yields the latents after each."""
     scheduler = build_scheduler()
     scheduler.set_timesteps(num_steps)
     latents = torch.randn(len(labels), 1, 8, 8, generator=torch.Generator().manual_seed(seed))
     class_labels = torch.cat([labels, torch.full_like(labels, NULL_CLASS)])
-    timesteps: Iterable[Tensor] = scheduler.timesteps
-    for t in progress(timesteps) if progress else timesteps:
+    for t in scheduler.timesteps:
         both = torch.cat([latents, latents])
-        noise = denoiser(both, timestep=t.expand(len(both)), class_labels=class_labels, return_dict=False)[0]
+        with torch.no_grad():
+            noise = denoiser(both, timestep=t.expand(len(both)), class_labels=class_labels, return_dict=False)[0]
         cond, uncond = noise.chunk(2)
         guided = uncond + guidance_scale * (cond - uncond)
         latents = scheduler.step(guided, t, latents, return_dict=False)[0]
-    return latents
+        yield latents
