@@ -38,6 +38,7 @@ def test_dispatch_flux_sized(benchmark: BenchmarkFixture) -> None:
 @pytest.mark.parametrize("kind", ["plain", "ours"])
 def test_tiny_model_call(benchmark: BenchmarkFixture, kind: str) -> None:
     """A compiled model of next to no work, called at every step of a generation: plainly, and with every step full."""
+    torch.compiler.reset()  # another test's compiled code would be looked through first
     workload = tiny_dit()
     backend: Any = taylorseer_backend(interval=1) if kind == "ours" else "inductor"
     compiled: Callable[..., object] = torch.compile(workload.model, backend=backend)

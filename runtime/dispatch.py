@@ -172,12 +172,7 @@ class Dispatcher:
         if tick.step > 0 and any(
             stream == tick.stream and state.generation == tick.generation for (stream, _), state in states.items()
         ):
-            self._runtime.notify(
-                "change in mid-generation",
-                f"at step {tick.step} of a generation the calls went over to another compiled graph or to other sizes (the "
-                "batch, the resolution, a dtype or the grad mode changed): the derivatives start anew, with a warm-up of full steps. "
-                "Keep these constant within a generation to avoid it.",
-            )
+            self._runtime.notify("change in mid-generation", _CHANGED.format(step=tick.step))
         for stream, graph_id in [key for key, state in states.items() if key[0] == tick.stream]:
             if states[stream, graph_id].generation < tick.generation and graph_id != self._id:
                 del states[stream, graph_id]
@@ -199,6 +194,12 @@ class Dispatcher:
         )
         return StreamState(0, 0, (), self._layout.allocate(args))
 
+
+_CHANGED = (
+    "at step {step} of a generation the calls went over to another compiled graph or to other sizes (the batch, the resolution, "
+    "a dtype or the grad mode changed): the derivatives start anew, with a warm-up of full steps. Keep these constant within a "
+    "generation to avoid it."
+)
 
 _MANY = 256  # elements; from here on the extremes are taken by torch, not by Python
 

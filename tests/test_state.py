@@ -353,7 +353,7 @@ def test_grad_modes(mode):
 
 
 def test_grad_mode_changes_in_mid_generation():
-    """A generation that moves between ``no_grad`` and ``inference_mode`` runs on; the warning names the grad mode among the causes."""
+    """A generation that moves between ``no_grad`` and ``inference_mode`` runs on; the warning names the cause."""
     backend, compiled = make()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

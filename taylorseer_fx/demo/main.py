@@ -12,7 +12,7 @@ from rich.table import Table
 
 from taylorseer_fx.demo.picture import save_picture
 from taylorseer_fx.demo.results import HEADINGS, Row, measure
-from taylorseer_fx.demo.runs import DemoConfig, compiled, eager, forecast, generate_in_turns
+from taylorseer_fx.demo.runs import DemoConfig, compiled, eager, forecast, generate_in_turns, start_compiler
 
 
 def run_demo(config: DemoConfig, out: Path, console: Console, json_out: Path | None = None) -> None:
@@ -23,11 +23,14 @@ def run_demo(config: DemoConfig, out: Path, console: Console, json_out: Path | N
     )
     columns = (SpinnerColumn(), TextColumn("{task.description:<34}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console) as bars:
+        task = bars.add_task("starting the compiler", total=1)
+        start_compiler()
+        bars.advance(task)
         contestants = []
         for make in (eager, compiled, forecast):
-            task = bars.add_task(f"{make.__name__}: getting ready", total=1)
+            task = bars.add_task(f"getting ready: {make.__name__}", total=1)
             contestants.append(make(config))
-            bars.update(task, completed=1, description=f"{make.__name__}: ready")
+            bars.advance(task)
         task = bars.add_task("denoising, in turns", total=config.num_steps)
         runs = generate_in_turns(contestants, config, lambda: bars.advance(task))
     rows = measure(runs, config)
