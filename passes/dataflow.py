@@ -15,7 +15,7 @@ class SeedReach:
     """For every node visited so far, in graph order: the seeds that it depends on.
 
     ``reach`` holds all of them (a seed reaches itself). ``heavy_reach`` holds those whose way to the node leads through a heavy
-    operator *since the last cut*: behind a node that was cut, only what is computed anew counts.
+    operator; at a residual add it goes on with what the trunk brought, since the branch's operators are that add's own.
     """
 
     def __init__(self, seeds: Iterable[fx.Node]) -> None:
@@ -31,8 +31,8 @@ class SeedReach:
         self.reach[node] = above | self.bits.get(node, 0)
         self.heavy_reach[node] = heavy_above | (above if is_heavy(node) else 0)
 
-    def cut(self, node: fx.Node) -> None:
-        self.heavy_reach[node] = 0
+    def follow_trunk(self, add: fx.Node, trunk: fx.Node) -> None:
+        self.heavy_reach[add] = self.heavy_reach[trunk]
 
     def depends(self, node: fx.Node, seed: fx.Node) -> bool:
         return bool(self.reach[node] & self.bits[seed])
@@ -42,7 +42,7 @@ class SeedReach:
 
 
 def seed_reach(graph: fx.Graph, seeds: Iterable[fx.Node]) -> SeedReach:
-    """The seeds that every node of ``graph`` depends on, with nothing cut."""
+    """The seeds that every node of ``graph`` depends on, along every way."""
     found = SeedReach(seeds)
     for node in graph.nodes:
         found.visit(node)

@@ -10,6 +10,7 @@ nested in another one belongs to the outer one.
 """
 
 import operator
+from collections import Counter
 from collections.abc import Iterable
 
 from torch import fx
@@ -19,7 +20,7 @@ from taylorseer_fx.passes.dataflow import SeedReach, descends_from, live_nodes, 
 from taylorseer_fx.passes.find_residuals import find_features
 from taylorseer_fx.passes.module_path import common_path
 from taylorseer_fx.passes.ops import is_heavy, tensor_meta
-from taylorseer_fx.passes.regions import Feature, Reason, Region, RegionSet, Rejected
+from taylorseer_fx.passes.regions import Feature, Reason, Region, RegionSet, Rejected, ResidualAdd
 
 Owners = dict[fx.Node, tuple[Feature, ...]]
 
@@ -29,7 +30,9 @@ def find_regions(graph: fx.Graph, parameters: Iterable[fx.Node]) -> RegionSet:
     found = find_features(graph)
     reach = seed_reach(graph, (feature.residual.source for feature in found))
     order = {node: i for i, node in enumerate(graph.nodes)}
-    kept, rejected = _reject_non_floating(_outermost(found, order))
+    outermost = _outermost(found, order, reach)
+    nested = {feature.residual.add for feature in found} - {feature.residual.add for feature in outermost}
+    kept, rejected = _reject_non_floating(outermost)
     while True:
         owners = _owners(graph, kept)
         groups = _group(kept, owners, reach)
@@ -41,7 +44,7 @@ def find_regions(graph: fx.Graph, parameters: Iterable[fx.Node]) -> RegionSet:
         refused_features = {feature for group, _ in refused for feature in group}
         kept = tuple(feature for feature in kept if feature not in refused_features)
     activations = activation_nodes(graph, set(parameters))
-    regions = (_region(group, body, order, activations, reach) for group, body in zip(groups, bodies, strict=True))
+    regions = (_region(group, body, order, activations, nested, reach) for group, body in zip(groups, bodies, strict=True))
     return RegionSet(
         regions=tuple(sorted(regions, key=lambda region: order[region.features[0].node])),
         rejected=tuple(rejected),
@@ -62,22 +65,23 @@ def _reject_non_floating(found: tuple[Feature, ...]) -> tuple[tuple[Feature, ...
     return tuple(kept), rejected
 
 
-def _outermost(found: Iterable[Feature], order: dict[fx.Node, int]) -> tuple[Feature, ...]:
-    """Drop the nested features: in ``x + mlp(x + attention(x))`` the attention, whose add forks off the stream it reads.
+def _outermost(found: tuple[Feature, ...], order: dict[fx.Node, int], reach: SeedReach) -> tuple[Feature, ...]:
+    """Drop the features of residual adds that lie within another one's branch.
 
-    A stream that merely ends (the text of SD3, read by the last attention) forks off nothing, and keeps its features.
+    Such an add forks off the stream that the outer one reads, as the attention in ``x + mlp(x + attention(x))``; or it is all
+    there is of a stream born in the outer branch, as in ``x + g * (h + conv(h))`` with ``h = conv(x)``. A longer stream keeps
+    its features, also one that begins in a branch (a whole model with a skip around it) or merely ends (the text of SD3).
     """
-    by_trunk: dict[fx.Node, list[Feature]] = {}
-    for feature in found:
-        by_trunk.setdefault(feature.residual.trunk, []).append(feature)
-    nested = {
-        inner
-        for forks in by_trunk.values()
-        for inner in forks
-        for outer in forks
-        if outer.residual.add is not inner.residual.add and descends_from([outer.node], [inner.residual.add], order)
-    }
-    return tuple(feature for feature in found if feature not in nested)
+    lengths = Counter(feature.residual.root for feature in found)
+
+    def lies_within(inner: ResidualAdd, outer: Feature) -> bool:
+        if inner.add is outer.residual.add or order[inner.add] > order[outer.node]:
+            return False
+        forks_off = inner.trunk is outer.residual.trunk
+        is_born_there = lengths[inner.root] == 1 and reach.depends_through_heavy(inner.root, outer.residual.source)
+        return (forks_off or is_born_there) and descends_from([outer.node], [inner.add], order)
+
+    return tuple(inner for inner in found if not any(lies_within(inner.residual, outer) for outer in found))
 
 
 def _owners(graph: fx.Graph, features: tuple[Feature, ...]) -> Owners:
@@ -154,13 +158,18 @@ def _live_ins(body: set[fx.Node], order: dict[fx.Node, int]) -> list[fx.Node]:
 
 
 def _region(
-    group: tuple[Feature, ...], body: set[fx.Node], order: dict[fx.Node, int], activations: set[fx.Node], reach: SeedReach
+    group: tuple[Feature, ...],
+    body: set[fx.Node],
+    order: dict[fx.Node, int],
+    activations: set[fx.Node],
+    nested: set[fx.Node],
+    reach: SeedReach,
 ) -> Region:
     nodes = sorted(body, key=order.__getitem__)
     on_stream = [node for node in nodes if any(reach.depends(node, feature.residual.source) for feature in group)]
     return Region(
         path=common_path(filter(is_heavy, on_stream), nodes),
-        kind=classify(nodes, [feature.node for feature in group], activations),
+        kind=classify(nodes, [feature.node for feature in group], activations, nested),
         features=tuple(sorted(group, key=lambda feature: order[feature.node])),
         nodes=tuple(nodes),
         live_ins=tuple(_live_ins(body, order)),

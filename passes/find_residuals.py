@@ -5,9 +5,10 @@
     %out = add(%gated, %x)                           residual add, operands in either order
 
 An add of two equally shaped tensors is residual when one operand, undressed of casts, views, slices and clamps, feeds the other
-through at least one heavy operator of its own: what lies behind an earlier residual add is that one's work, so a shift or a
-positional embedding that is added to a stream again and again is no stream itself. Where the trunk operand is a residual add,
-the branch may also start from an earlier state of the same stream (parallel and nested blocks). No name or class is looked at.
+through at least one heavy operator. The operators in the branch of an earlier residual add are that one's own and do not count,
+so a shift or a positional embedding that is added to a stream again and again is no stream itself. Where the trunk operand is a
+residual add, the branch may also start from an earlier state of the same stream (parallel and nested blocks). No name or class
+is looked at.
 """
 
 from torch import fx
@@ -27,7 +28,7 @@ def find_features(graph: fx.Graph) -> tuple[Feature, ...]:
         reach.visit(node)
         residual = _as_residual(node, residuals, reach) if _is_equal_shape_add(node) else None
         if residual is not None:
-            reach.cut(node)
+            reach.follow_trunk(node, residual.trunk)
             residuals[node] = residual
             feature = _peel_gates(residual, reach)
             features.setdefault(feature, Feature(feature, residual))
@@ -46,7 +47,8 @@ def _as_residual(add: fx.Node, known: dict[fx.Node, ResidualAdd], reach: SeedRea
     for trunk, branch in ((left, right), (right, left)):
         source = _stream_source(undress(trunk), branch, known, reach)
         if source is not None:
-            return ResidualAdd(add, undress(trunk), source, branch)
+            state = undress(trunk)
+            return ResidualAdd(add, state, source, branch, root=known[state].root if state in known else state)
     return None
 
 

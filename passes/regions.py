@@ -24,12 +24,15 @@ class Reason(enum.Enum):
 
 @dataclass(frozen=True)
 class ResidualAdd:
-    """``add = trunk + branch``: ``trunk`` is undressed; ``source`` is the state of its stream that ``branch`` starts from."""
+    """``add = trunk + branch``: ``trunk`` is undressed; ``source`` is the state of its stream that ``branch`` starts from, and
+    ``root`` the first state of that stream.
+    """
 
     add: fx.Node
     trunk: fx.Node
     source: fx.Node
     branch: fx.Node
+    root: fx.Node
 
 
 @dataclass(frozen=True)

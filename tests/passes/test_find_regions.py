@@ -282,6 +282,34 @@ class TestSharing:
         assert found.features == [X]
         assert {found.region_of("addmm", i) for i in range(6)} == {0}, "four projections of attention, two of the MLP"
         assert found.region_of("_scaled_dot_product_flash_attention_for_cpu") == 0
+        assert found.kinds == ["attention+mlp"]
+
+    def test_branch_with_a_residual_of_its_own(self):
+        """h = mlp(x); x + h + mlp(h), summed inside first (Sana video): the inner stream is born in the branch."""
+
+        def wire(m: Wired, x: Tensor) -> Tensor:
+            x = x + m.attention(norm(x))
+            h = m.mlp(norm(x))
+            return x + 0.5 * (h + m.mlp(h))
+
+        found = find_in(wire, tokens())
+        assert found.kinds == ["attention", "mlp"]
+        assert found.features == [X, X]
+        assert {found.region_of("addmm", i) for i in range(4, 8)} == {1}, "both MLPs, of two projections each"
+        assert found.regions.rejected == ()
+
+    def test_skip_around_the_whole_model(self):
+        """x + mlp(blocks(mlp(x))): the blocks keep their regions, and the projection behind them is one more."""
+
+        def wire(m: Wired, x: Tensor) -> Tensor:
+            h = m.mlp(x)
+            h = h + m.attention(norm(h))
+            h = h + m.mlp(norm(h))
+            return x + m.mlp(norm(h))
+
+        found = find_in(wire, tokens())
+        assert found.kinds == ["attention", "mlp", "mlp"]
+        assert found.features == [X, X, X]
 
     def test_rotary_tables_stay_outside(self):
         """All blocks share the sine and cosine of the positions; a forecast step leaves them unread, no region owns them."""
