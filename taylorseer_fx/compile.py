@@ -5,7 +5,7 @@ an ``inner_compile``. We take that place, so a full step goes the very way of pl
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -58,7 +58,7 @@ def compile_variants(
         variant = result.variants[kind]
         variant_inputs = [every_input[i] for i in variant.kept]
         variant_static = tuple(i for i, position in enumerate(variant.kept) if position in static)
-        with _without_output_strides() if kind is not StepKind.FULL else _as_is():
+        with _without_output_strides() if kind is not StepKind.FULL else nullcontext():
             run = compile_graph(variant.gm, variant_inputs, variant_static)
         compiled[kind] = CompiledVariant(run, picker(variant.kept))
     return compiled
@@ -75,11 +75,6 @@ def _compile_with_inductor(
 ) -> BoxedCallable:
     compiled: BoxedCallable = compile_fx_inner(gm, inputs, **kwargs, static_input_idxs=static_inputs)
     return compiled
-
-
-@contextmanager
-def _as_is() -> Iterator[None]:
-    yield
 
 
 @contextmanager

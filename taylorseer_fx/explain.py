@@ -11,7 +11,7 @@ from taylorseer_fx.config import BackendConfig
 from taylorseer_fx.errors import ConfigError
 from taylorseer_fx.passes.flops import count_flops
 from taylorseer_fx.passes.pipeline import PassResult, StageRecord, count_ops
-from taylorseer_fx.passes.regions import Kind, Region, Rejected
+from taylorseer_fx.passes.regions import Region, Rejected
 from taylorseer_fx.passes.specialize import StepKind
 from taylorseer_fx.text import format_bytes, format_flops, format_table
 
@@ -129,7 +129,7 @@ def _describe_region(region: Region, per_order: dict[fx.Node, int], order: int) 
         value = feature.node.meta["val"]
         shape = tuple(size if isinstance(size, int) else str(size) for size in value.shape)
         features.append(FeatureInfo(shape, value.dtype, per_order[feature.node] * (order + 1)))
-    return RegionInfo(region.path, Kind(region.kind).value, tuple(features), len(region.nodes))
+    return RegionInfo(region.path, region.kind.value, tuple(features), len(region.nodes))
 
 
 def _num_bytes(node: fx.Node, config: BackendConfig) -> int:
