@@ -74,8 +74,8 @@ class TaylorSeerBackend:
         Args:
             name: any string: "cond" and "uncond", or a request's identity.
             step: index of the denoising step, from 0. Given it, no timestep is read (on a GPU, reading one waits for the
-                device); a lower step than the last begins a new generation, the same step again is a further stream of that name, as
-                under serial guidance. None: the step follows from the timesteps.
+                device); a lower step than the last begins a new generation, and the same step again is a further stream of
+                that name, as under serial guidance. None: the step follows from the timesteps.
 
         Raises:
             ConfigError: ``name`` is no string, or ``step`` no index.
