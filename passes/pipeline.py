@@ -6,8 +6,8 @@ through ``trace_structured`` (``TORCH_TRACE=dir``, read with tlparse). A stage t
 
 import logging
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 import torch
@@ -16,6 +16,7 @@ from torch._logging._internal import trace_structured
 
 from taylorseer_fx.passes.canonicalize import canonicalize
 from taylorseer_fx.passes.clean_up import Variant, clean_up
+from taylorseer_fx.passes.find_cut_branches import find_cut_branches
 from taylorseer_fx.passes.find_regions import find_regions
 from taylorseer_fx.passes.guard_regions import GuardedGraph, guard_regions
 from taylorseer_fx.passes.regions import RegionSet
@@ -46,6 +47,7 @@ class PassResult:
     canonical: fx.GraphModule
     found: RegionSet
     time_inputs: tuple[int, ...]
+    weight_input: int | None
     guarded: GuardedGraph | None
     variants: dict[StepKind, Variant]
     stages: tuple[StageRecord, ...]
@@ -81,7 +83,11 @@ class _Stages:
 
 
 def run_passes(
-    traced: fx.GraphModule, static_inputs: Iterable[int], order: int, buffer_dtype: torch.dtype | None = None
+    traced: fx.GraphModule,
+    static_inputs: Iterable[int],
+    order: int,
+    buffer_dtype: torch.dtype | None = None,
+    graph_break: str | None = None,
 ) -> PassResult:
     """Run every pass.
 
@@ -90,22 +96,35 @@ def run_passes(
         static_inputs: positions of its weight inputs.
         order: highest derivative kept, 0 to 4.
         buffer_dtype: dtype of the derivative buffers; None keeps each feature's own.
+        graph_break: where the model breaks off at the end of this graph, if it does.
 
     Raises:
         PassError: a pass failed.
     """
     stages = _Stages()
+    static_inputs = tuple(static_inputs)
     stages.run("trace", lambda: traced, lambda gm: gm)
     canonical = stages.run("canonicalize", lambda: canonicalize(traced), lambda gm: gm)
     placeholders = canonical.graph.find_nodes(op="placeholder")
     parameters = [placeholders[i] for i in static_inputs]
     found = stages.run("find_regions", lambda: find_regions(canonical.graph, parameters), lambda _: canonical)
+    if graph_break is not None:
+        cut = find_cut_branches(canonical.graph, parameters, found, graph_break)
+        found = replace(found, rejected=(*found.rejected, *cut))
     time_inputs = find_time_inputs(canonical.graph, parameters)
+    weight_input = _telling_weight(placeholders, static_inputs, found)
     if not found.regions:
-        return PassResult(canonical, found, time_inputs, None, {}, tuple(stages.records))
+        return PassResult(canonical, found, time_inputs, weight_input, None, {}, tuple(stages.records))
     guarded = stages.run("guard_regions", lambda: guard_regions(canonical, found, order, buffer_dtype), lambda result: result.gm)
     variants = {kind: _variant(stages, guarded, kind) for kind in StepKind}
-    return PassResult(canonical, found, time_inputs, guarded, variants, tuple(stages.records))
+    return PassResult(canonical, found, time_inputs, weight_input, guarded, variants, tuple(stages.records))
+
+
+def _telling_weight(placeholders: Sequence[fx.Node], static_inputs: Iterable[int], found: RegionSet) -> int | None:
+    """Position of a weight that tells which layer the graph is called for, should it serve several; of a region if possible."""
+    in_regions = {node for region in found.regions for node in region.live_ins}
+    static = list(static_inputs)
+    return next((i for i in static if placeholders[i] in in_regions), next(iter(static), None))
 
 
 def _variant(stages: _Stages, guarded: GuardedGraph, kind: StepKind) -> Variant:

@@ -48,23 +48,32 @@ class BufferLayout:
         """The sizes that the buffers of a call depend on; empty for a static graph."""
         return tuple(source.read(args) for source in self.size_sources)
 
+    def fits(self, buffers: Sequence[Tensor], args: Sequence[Argument]) -> bool:
+        """Are ``buffers``, perhaps allocated for another graph, what ``allocate`` would return for a call with ``args``?"""
+        wanted = self._concrete(args)
+        return len(buffers) == len(wanted) and all(
+            (tuple(buffer.shape), buffer.stride(), buffer.dtype, buffer.device) == entry
+            for buffer, entry in zip(buffers, wanted, strict=True)
+        )
+
     def allocate(self, args: Sequence[Argument]) -> list[Tensor]:
         """Zeroed buffers for a call with ``args``. Zero, because the first update reads what it is about to replace."""
+        with torch.inference_mode(False):  # ordinary tensors, usable in and out of inference mode
+            return [
+                torch.empty_strided(shape, stride, dtype=dtype, device=device).zero_()
+                for shape, stride, dtype, device in self._concrete(args)
+            ]
+
+    def _concrete(self, args: Sequence[Argument]) -> list[tuple[tuple[int, ...], tuple[int, ...], torch.dtype, torch.device]]:
         values = dict(zip((source.symbol for source in self.size_sources), self.sizes(args), strict=True))
 
         def evaluate(size: int | SymInt) -> int:
             return int(size.node.expr.xreplace(values)) if isinstance(size, SymInt) else size
 
-        with torch.inference_mode(False):  # ordinary tensors, usable in and out of inference mode
-            return [
-                torch.empty_strided(
-                    [evaluate(size) for size in template.shape],
-                    [evaluate(stride) for stride in template.stride()],
-                    dtype=template.dtype,
-                    device=template.device,
-                ).zero_()
-                for template in self.templates
-            ]
+        return [
+            (tuple(map(evaluate, template.shape)), tuple(map(evaluate, template.stride())), template.dtype, template.device)
+            for template in self.templates
+        ]
 
 
 def num_bytes(buffers: Sequence[Tensor]) -> int:

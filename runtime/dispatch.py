@@ -6,7 +6,7 @@ Nothing here touches a graph, prints, or, after a stream's first step, allocates
 """
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from operator import itemgetter
 from typing import Any
@@ -16,9 +16,10 @@ from torch import Tensor
 
 from taylorseer_fx.passes.specialize import StepKind
 from taylorseer_fx.runtime.buffers import Argument, BufferLayout, num_bytes
-from taylorseer_fx.runtime.clock import Clock, StreamKey, Tick, Time
+from taylorseer_fx.runtime.clock import MAX_STREAMS, Clock, StreamKey, Tick
+from taylorseer_fx.runtime.forward import Role, Site
 from taylorseer_fx.runtime.schedule import Schedule
-from taylorseer_fx.runtime.scope import ScopeVariable
+from taylorseer_fx.runtime.scope import ScopeVariable, Time
 from taylorseer_fx.runtime.weights import formed_after, reciprocal_gaps, taylor_weights
 
 BoxedCallable = Callable[[list[Any]], Sequence[Any]]
@@ -36,11 +37,11 @@ class Counters:
 
 @dataclass
 class StreamState:
-    """One stream on one graph, in one generation."""
+    """One stream in one place of the model, in one generation; ``layout`` tells the graph and the sizes it was last used with."""
 
     generation: int
     first_step: int
-    sizes: tuple[int, ...]
+    layout: tuple[int, tuple[int, ...]]
     buffers: list[Tensor]
     last_full: int = 0
     formed: int = -1
@@ -56,7 +57,8 @@ class Runtime:
     clock: Clock = field(default_factory=Clock)
     scopes: ScopeVariable = field(default_factory=ScopeVariable)
     counters: Counters = field(default_factory=Counters)
-    states: dict[tuple[StreamKey, int], StreamState] = field(default_factory=dict)
+    states: dict[tuple[StreamKey, Role], StreamState] = field(default_factory=dict)
+    swept: dict[StreamKey, int] = field(default_factory=dict)  # the generation whose predecessors' states were freed
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     @property
@@ -68,7 +70,51 @@ class Runtime:
         """Free all buffers and forget all streams."""
         with self.lock:
             self.states.clear()
-            self.clock.reset()
+            self.clock.forget()
+
+    def forget(self, scope_name: str | None, contexts: Collection[str] | None = None) -> None:
+        """End the generations of a scope and free their buffers: of all scopes within it, or of the named ``contexts`` there."""
+        with self.lock:
+            self.clock.forget(lambda name: _within(name, scope_name, contexts))
+            for key in [key for key in self.states if _within(key[0][0], scope_name, contexts)]:
+                del self.states[key]
+
+    def sweep(self, tick: Tick) -> None:
+        """Free what a stream kept of earlier generations in places that this one did not come by in its first step."""
+        if tick.step == 0 or self.swept.get(tick.stream) == tick.generation:
+            return
+        self.swept[tick.stream] = tick.generation
+        stale = [key for key, s in self.states.items() if key[0] == tick.stream and s.generation < tick.generation]
+        for key in stale:
+            del self.states[key]
+
+
+def _within(name: str | None, outer: str | None, contexts: Collection[str] | None) -> bool:
+    if name == outer:
+        return True
+    prefix = f"{outer}/" if outer is not None else ""
+    if name is None or not name.startswith(prefix):
+        return False
+    return contexts is None or name.removeprefix(prefix) in contexts
+
+
+@dataclass(frozen=True)
+class GraphInfo:
+    """What the runtime has to know of a compiled graph: its number, the input that carries the weight by which one layer that it
+    serves is told from another (None where it has no weights), and its time inputs.
+    """
+
+    number: int
+    weight_input: int | None
+    time_inputs: tuple[int, ...]
+
+    def site(self, args: Sequence[Argument]) -> Site:
+        return id(args[self.weight_input]) if self.weight_input is not None else ("graph", self.number)
+
+    def time_reader(self, args: Sequence[Argument]) -> Callable[[], Time] | None:
+        if not self.time_inputs:
+            return None
+        return lambda: read_time([args[i] for i in self.time_inputs])
 
 
 @dataclass(frozen=True)
@@ -86,6 +132,26 @@ def picker(kept: Sequence[int]) -> Callable[[Sequence[Any]], Sequence[Any]]:
     return itemgetter(*kept) if kept else lambda _: ()
 
 
+class Observer:
+    """Stands for a graph without regions: runs it as it is, but tells the clock, since it may lead a forward or take the time."""
+
+    _boxed_call = True
+
+    def __init__(self, runtime: Runtime, info: GraphInfo, run: BoxedCallable) -> None:
+        self._runtime, self._info, self._run = runtime, info, run
+
+    def __call__(self, args: list[Argument]) -> Sequence[Any]:
+        runtime, scope = self._runtime, self._runtime.scopes.get()
+        try:
+            with runtime.lock:
+                runtime.clock.tick(self._info.site(args), scope, self._info.time_reader(args))
+            return self._run(args)
+        except BaseException:
+            with runtime.lock:
+                runtime.clock.abandon(scope)
+            raise
+
+
 class Dispatcher:
     """What stands for one compiled graph: called with its inputs, in torch's boxed convention (the list is emptied)."""
 
@@ -94,15 +160,13 @@ class Dispatcher:
     def __init__(
         self,
         runtime: Runtime,
-        graph_id: int,
+        info: GraphInfo,
         variants: dict[StepKind, CompiledVariant],
         layout: BufferLayout,
-        time_inputs: Sequence[int],
         coefficient_dtype: torch.dtype,
     ) -> None:
-        self._runtime, self._id, self._layout = runtime, graph_id, layout
+        self._runtime, self._info, self._layout = runtime, info, layout
         self._full_variant, self._forecast_variant = variants[StepKind.FULL], variants[StepKind.FORECAST]
-        self._time_inputs = tuple(time_inputs)
         self._dtype, self._device = coefficient_dtype, layout.templates[0].device
         self._coefficients: dict[tuple[float, ...], Tensor] = {}
 
@@ -110,8 +174,8 @@ class Dispatcher:
         scope = self._runtime.scopes.get()
         try:
             with self._runtime.lock:
-                tick = self._runtime.clock.tick(scope, self._time_reader(args))
-                state = self._state(tick, args)
+                tick, role = self._runtime.clock.tick(self._info.site(args), scope, self._info.time_reader(args))
+                state = self._state(tick, role, args)
             step = tick.step - state.first_step if tick is not None else 0
             execute = self._runtime.schedule.is_full(step) or (tick is not None and tick.may_be_first)
             return self._execute(step, state, args) if execute else self._forecast(step, state, args)
@@ -151,54 +215,54 @@ class Dispatcher:
             self._coefficients[values] = tensor
         return tensor
 
-    def _time_reader(self, args: list[Argument]) -> Callable[[], Time] | None:
-        if not self._time_inputs:
-            return None
-        return lambda: read_time([args[i] for i in self._time_inputs])
-
-    def _state(self, tick: Tick | None, args: list[Argument]) -> StreamState:
+    def _state(self, tick: Tick | None, role: Role, args: list[Argument]) -> StreamState:
         if tick is None:
             return self._stateless(args)
-        key = (tick.stream, self._id)
-        state = self._runtime.states.get(key)
-        sizes = self._layout.sizes(args)
-        if state is None or state.generation != tick.generation or state.sizes != sizes:
-            state = self._runtime.states[key] = self._begin(tick, state, sizes, args)
+        self._runtime.sweep(tick)
+        state = self._runtime.states.get((tick.stream, role))
+        layout = (self._info.number, self._layout.sizes(args))
+        if state is None or state.generation != tick.generation or state.layout != layout:
+            state = self._runtime.states[tick.stream, role] = self._begin_or_go_on(tick, state, layout, args)
         return state
 
-    def _begin(self, tick: Tick, old: StreamState | None, sizes: tuple[int, ...], args: list[Argument]) -> StreamState:
-        """A stream's first call in a generation (or after its shape changed): fresh derivatives, buffers reused if they fit."""
-        states = self._runtime.states
+    def _begin_or_go_on(
+        self, tick: Tick, old: StreamState | None, layout: tuple[int, tuple[int, ...]], args: list[Argument]
+    ) -> StreamState:
+        """A stream's first call here in a generation, or one after Dynamo went over to another graph or other sizes.
+
+        Where the buffers fit all the same, a generation goes on in them, and a new one begins with them zeroed.
+        """
+        fits = old is not None and (old.layout == layout or self._layout.fits(old.buffers, args))
+        if old is not None and fits and old.generation == tick.generation:
+            old.layout = layout
+            return old
         if tick.step > 0 and any(
-            stream == tick.stream and state.generation == tick.generation for (stream, _), state in states.items()
+            stream == tick.stream and state.generation == tick.generation for (stream, _), state in self._runtime.states.items()
         ):
             self._runtime.notify("change in mid-generation", _CHANGED.format(step=tick.step))
-        for stream, graph_id in [key for key, state in states.items() if key[0] == tick.stream]:
-            if states[stream, graph_id].generation < tick.generation and graph_id != self._id:
-                del states[stream, graph_id]
-        if old is not None and old.sizes == sizes:
-            buffers = old.buffers
-            for buffer in buffers:
-                buffer.zero_()
-        else:
-            buffers = self._layout.allocate(args)
-        return StreamState(tick.generation, tick.step, sizes, buffers)
+        if old is None or not fits:
+            return StreamState(tick.generation, tick.step, layout, self._layout.allocate(args))
+        for buffer in old.buffers:
+            buffer.zero_()
+        return StreamState(tick.generation, tick.step, layout, old.buffers)
 
     def _stateless(self, args: list[Argument]) -> StreamState:
         """No source tells the step: execute, into buffers that are thrown away."""
         self._runtime.counters.unforecast_calls += 1
-        self._runtime.notify(
-            "no step",
-            "no timestep was found among the model's inputs, so nothing tells one step from the next, and every call is executed "
-            "in full. Say the step yourself: `with backend.stream('name', step=i): model(...)`.",
-        )
-        return StreamState(0, 0, (), self._layout.allocate(args))
+        self._runtime.notify("no step", _NO_STEP)
+        return StreamState(0, 0, (0, ()), self._layout.allocate(args))
 
 
 _CHANGED = (
-    "at step {step} of a generation the calls went over to another compiled graph or to other sizes (the batch, the resolution, "
-    "a dtype or the grad mode changed): the derivatives start anew, with a warm-up of full steps. Keep these constant within a "
-    "generation to avoid it."
+    "at step {step} of a generation the calls went over to other sizes (the batch, the resolution, a dtype changed) or to a part "
+    "of the model that was not called before: the derivatives start anew, with a warm-up of full steps. Keep these constant "
+    "within a generation to avoid it."
+)
+
+_NO_STEP = (
+    "nothing tells one step from the next, so calls are executed in full: no timestep is among the inputs of this graph (nor of "
+    f"one before it in the forward), or the timestep stood still for more than {MAX_STREAMS} forwards. Say the step yourself, "
+    "`with backend.stream('name', step=i): model(...)`, or let the pipeline say it, `backend.attach(pipe)`."
 )
 
 _MANY = 256  # elements; from here on the extremes are taken by torch, not by Python

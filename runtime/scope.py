@@ -1,17 +1,73 @@
-"""``with backend.stream(name)``: the caller says which stream its calls belong to, and perhaps which step it is at."""
+"""What the caller says about its calls: the stream they belong to, perhaps the step, perhaps the pipeline run they are part of.
 
-from collections.abc import Iterator
+Scopes nest, and their names join: ``with backend.stream("request-7")`` around a pipeline whose model is called in
+``cache_context("cond")`` makes the stream ``request-7/cond``.
+"""
+
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 
+Time = tuple[float, ...]
 
-@dataclass(frozen=True)
+
+@dataclass(eq=False)
+class StepIndex:
+    """The step index that a pipeline's scheduler keeps on the host, and whether it can be relied on.
+
+    While ``trusted`` is None the timesteps are read and compared: an index that moves just when they do, for a whole run, saves
+    the later runs from reading them.
+    """
+
+    read: Callable[[], int | None]
+    trusted: bool | None = None
+    _agreed: int = 0
+    _last: tuple[int | None, Time] | None = None
+
+    def begin(self) -> None:
+        self._last, self._agreed = None, 0
+
+    def compare(self, time: Time) -> None:
+        """A call at ``time``: did the index move with it?"""
+        index, last = self.read(), self._last
+        if last is not None and self.trusted is None:
+            if (index != last[0]) != (time != last[1]):
+                self.trusted = False
+            self._agreed += time != last[1]
+        self._last = (index, time)
+
+    def end(self) -> None:
+        if self.trusted is None and self._agreed > 1:
+            self.trusted = True
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """One run of an attached pipeline: a generation."""
+
+    index: StepIndex
+
+
+@dataclass(frozen=True, eq=False)
 class Scope:
-    """What the caller said; ``step`` None leaves the step to the clock."""
+    """What holds inside one ``with``; ``step`` None leaves the step to the clock.
+
+    ``is_stream``: its forwards are those of one stream, so that where nothing else tells the step, each is a step. Not so for a
+    whole pipeline run, which may hold a conditional and an unconditional call a step.
+    """
 
     name: str
-    step: int | None
+    step: int | None = None
+    run: Run | None = None
+    is_stream: bool = True
+
+    def inside(self, outer: "Scope | None") -> "Scope":
+        """This scope within ``outer``."""
+        if outer is None:
+            return self
+        step = self.step if self.step is not None else outer.step
+        return Scope(f"{outer.name}/{self.name}", step, self.run or outer.run, self.is_stream)
 
 
 class ScopeVariable:
@@ -25,8 +81,20 @@ class ScopeVariable:
 
     @contextmanager
     def entered(self, scope: Scope) -> Iterator[None]:
-        token = self._current.set(scope)
+        token = self._current.set(scope.inside(self._current.get()))
         try:
             yield
         finally:
             self._current.reset(token)
+
+    def begin(self, scope: Scope) -> Callable[[], None]:
+        """Enter ``scope`` and return what leaves it; leaving twice, or after another scope was entered, does nothing."""
+        outer = self._current.get()
+        entered = scope.inside(outer)
+        self._current.set(entered)
+
+        def leave() -> None:
+            if self._current.get() is entered:
+                self._current.set(outer)
+
+        return leave

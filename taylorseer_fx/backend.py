@@ -1,22 +1,33 @@
 """The backend: what ``torch.compile`` calls with each graph, and what users hold in their hands."""
 
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
-from taylorseer_fx.compile import compile_variants, make_eager, trace_and_compile
+from taylorseer_fx.attach import Attachments
+from taylorseer_fx.compile import (
+    CompileGraph,
+    GraphBreak,
+    compile_variants,
+    graph_break_after,
+    is_called_from_python,
+    make_eager,
+    trace_and_compile,
+)
 from taylorseer_fx.config import BackendConfig
 from taylorseer_fx.errors import ConfigError, NoRegionsError, TaylorSeerWarning
-from taylorseer_fx.explain import Report, describe_graph
+from taylorseer_fx.explain import CompiledGraph, Report, describe_model
 from taylorseer_fx.passes.pipeline import PassResult, run_passes
 from taylorseer_fx.passes.specialize import StepKind
 from taylorseer_fx.runtime.buffers import BufferLayout
-from taylorseer_fx.runtime.dispatch import BoxedCallable, Dispatcher, Runtime
+from taylorseer_fx.runtime.dispatch import BoxedCallable, Dispatcher, GraphInfo, Observer, Runtime
 from taylorseer_fx.runtime.scope import Scope
 
 
@@ -34,6 +45,14 @@ class Stats:
     buffer_bytes: int
 
 
+@dataclass(frozen=True)
+class GraphOrigin:
+    """How a graph came about: the break it ends at, and whether it is a part of a model that is not compiled as a whole."""
+
+    graph_break: GraphBreak | None
+    is_part: bool
+
+
 class TaylorSeerBackend:
     """A ``torch.compile`` backend; made by ``taylorseer_backend``. One backend serves one model."""
 
@@ -43,7 +62,8 @@ class TaylorSeerBackend:
         self.config = config
         self._said: set[str] = set()
         self._runtime = Runtime(config.schedule, config.order, self._notify)
-        self._graphs: list[PassResult] = []
+        self._attachments = Attachments(self._runtime)
+        self._graphs: list[CompiledGraph] = []
 
     def __call__(self, gm: fx.GraphModule, example_inputs: Sequence[Any], **kwargs: Any) -> Callable[..., Any]:
         """Compile one Dynamo graph. Called by ``torch.compile``, not by you."""
@@ -56,7 +76,8 @@ class TaylorSeerBackend:
                 "torch.compile would and nothing is forecast. Call the model under torch.no_grad() or torch.inference_mode().",
             )
             return self._compile_plain(gm, example_inputs)
-        return trace_and_compile(gm, example_inputs, self._compile_traced, self.config.compiler_options)
+        origin = GraphOrigin(graph_break_after(gm), is_part=bool(self._graphs) or is_called_from_python())
+        return trace_and_compile(gm, example_inputs, partial(self._compile_traced, origin), self.config.compiler_options)
 
     def reset(self) -> None:
         """Forget all streams and free their derivative buffers; the next call begins a new generation.
@@ -86,15 +107,38 @@ class TaylorSeerBackend:
             raise ConfigError("step", "None or an int of at least 0", step)
         return self._runtime.scopes.entered(Scope(name, step))
 
-    def explain(self, graph: int = -1) -> Report:
-        """What was found and done in a compiled graph (the newest, or the one of that index); ``print`` it.
+    def attach(self, pipe_or_model: Any) -> None:
+        """Learn streams and generations from a diffusers pipeline, or from a model's ``cache_context``, not from timesteps alone.
+
+        A run of the pipeline is then a generation, however it ends; calls in ``model.cache_context("cond")`` are a stream of
+        their own; the step follows from the scheduler's step index, which no device need be asked for, once a whole run has
+        shown that it moves as the timesteps do; buffers are freed when the run is over. Before or after ``torch.compile``,
+        for any number of pipelines. ``detach()`` undoes it.
+
+        Raises:
+            ConfigError: ``pipe_or_model`` is neither.
+        """
+        self._attachments.attach(pipe_or_model)
+
+    def detach(self) -> None:
+        """Undo every ``attach``."""
+        self._attachments.detach()
+
+    def explain(self, graph: int | None = None) -> Report:
+        """What was found and done in a compiled graph; ``print`` it.
+
+        Args:
+            graph: its number, from 0 in the order of compilation, or from the end if negative; None: the newest with regions.
 
         Raises:
             RuntimeError: nothing was compiled yet.
         """
         if not self._graphs:
             raise RuntimeError("explain() tells about a compiled graph: call the compiled model once first")
-        return describe_graph(self._graphs[graph], self.config, num_graphs=len(self._graphs))
+        if graph is None:
+            graph = max((i for i, entry in enumerate(self._graphs) if entry.result.found.regions), default=-1)
+        layers = Counter(state.layout[0] for (stream, _), state in self._runtime.states.items() if stream[1] == 0)
+        return describe_model(self._graphs, graph, self.config, layers)
 
     def stats(self) -> Stats:
         """Calls by step kind, streams, compiles, captures and allocated bytes."""
@@ -111,29 +155,34 @@ class TaylorSeerBackend:
         )
 
     def _compile_traced(
-        self, traced: fx.GraphModule, inputs: Sequence[Any], static_inputs: Iterable[int], compile_graph: "_CompileGraph"
+        self,
+        origin: GraphOrigin,
+        traced: fx.GraphModule,
+        inputs: Sequence[Any],
+        static_inputs: Sequence[int],
+        compile_graph: CompileGraph,
     ) -> BoxedCallable:
         """From the functional ATen graph to the callable that stands for it."""
-        result = run_passes(traced, static_inputs, self.config.order, self.config.buffer_dtype)
+        config, runtime = self.config, self._runtime
+        where = origin.graph_break.where if origin.graph_break is not None else None
+        result = run_passes(traced, static_inputs, config.order, config.buffer_dtype, where)
+        info = GraphInfo(len(self._graphs), result.weight_input, result.time_inputs)
+        compile_graph = self._compiler(compile_graph)
         if result.guarded is None:
-            self._no_regions(result)
-            return self._compile_one(traced, inputs, static_inputs, compile_graph)
-        variants = compile_variants(result, inputs, static_inputs, self._compiler(compile_graph))
-        self._runtime.counters.compiles += len(variants)
-        self._graphs.append(result)
-        layout = BufferLayout.of([buffer.meta["val"] for buffer in result.guarded.buffers], inputs)
-        return Dispatcher(
-            self._runtime, len(self._graphs), variants, layout, result.time_inputs, result.guarded.coefficient_dtype
-        )
+            self._no_regions(result, origin)
+            runtime.counters.compiles += 1
+            run: BoxedCallable = Observer(runtime, info, compile_graph(traced, inputs, tuple(static_inputs)))
+        else:
+            variants = compile_variants(result, inputs, static_inputs, compile_graph)
+            runtime.counters.compiles += len(variants)
+            layout = BufferLayout.of([buffer.meta["val"] for buffer in result.guarded.buffers], inputs)
+            run = Dispatcher(runtime, info, variants, layout, result.guarded.coefficient_dtype)
+        self._graphs.append(CompiledGraph(result, origin.graph_break))
+        runtime.clock.has_time_inputs |= bool(result.time_inputs)
+        return run
 
-    def _compiler(self, compile_graph: "_CompileGraph") -> "_CompileGraph":
+    def _compiler(self, compile_graph: CompileGraph) -> CompileGraph:
         return compile_graph if self.config.compiler == "inductor" else make_eager
-
-    def _compile_one(
-        self, traced: fx.GraphModule, inputs: Sequence[Any], static_inputs: Iterable[int], compile_graph: "_CompileGraph"
-    ) -> BoxedCallable:
-        self._runtime.counters.compiles += 1
-        return self._compiler(compile_graph)(traced, inputs, tuple(static_inputs))
 
     def _compile_plain(self, gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
         self._runtime.counters.compiles += 1
@@ -144,7 +193,7 @@ class TaylorSeerBackend:
         )
         return compiled
 
-    def _no_regions(self, result: PassResult) -> None:
+    def _no_regions(self, result: PassResult, origin: GraphOrigin) -> None:
         found = result.found
         rejected = "".join(f"\n  {entry}" for entry in found.rejected)
         message = (
@@ -152,9 +201,11 @@ class TaylorSeerBackend:
             f"f contains a matrix product, a convolution or attention; found {found.num_heavy} such operators and "
             f"{found.num_residual_adds} residual adds{', none of which can be forecast:' + rejected if rejected else ''}. "
         )
+        if origin.is_part or origin.graph_break is not None:
+            self._notify("graph breaks", _BROKEN + (f" First break: {origin.graph_break}." if origin.graph_break else ""))
+            return
         if self.config.on_no_regions == "error":
-            hint = 'Pass on_no_regions="warn" to compile such graphs as torch.compile would (a model with graph breaks has some).'
-            raise NoRegionsError(message + hint)
+            raise NoRegionsError(message + 'Pass on_no_regions="warn" to compile such graphs as torch.compile would.')
         self._notify("no regions", message + "Compiled as plain torch.compile would.")
 
     def _notify(self, topic: str, message: str) -> None:
@@ -164,7 +215,10 @@ class TaylorSeerBackend:
             warnings.warn(f"taylorseer_fx: {message}", TaylorSeerWarning, stacklevel=2)
 
 
-_CompileGraph = Callable[[fx.GraphModule, Sequence[Any], tuple[int, ...]], BoxedCallable]
+_BROKEN = (
+    "the model does not compile to one graph, and a part of it holds nothing to forecast. explain() lists the parts; "
+    "torch.compile(fullgraph=True) often makes one graph of them, or says what is in the way."
+)
 
 
 def taylorseer_backend(

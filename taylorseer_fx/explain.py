@@ -1,12 +1,14 @@
 """``backend.explain()``: what was found in a graph, what was made of it, and what was left alone and why."""
 
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
+from taylorseer_fx.compile import GraphBreak
 from taylorseer_fx.config import BackendConfig
 from taylorseer_fx.errors import ConfigError
 from taylorseer_fx.passes.flops import count_flops
@@ -38,8 +40,30 @@ class RegionInfo:
 
 
 @dataclass(frozen=True)
+class GraphSummary:
+    """One of several graphs that a model compiled to: ``num_layers`` places in the model use it, as far as it was called."""
+
+    num_regions: int
+    num_features: int
+    flops: dict[str, int]
+    takes_time: bool
+    num_layers: int
+    ends_at: str
+
+
+@dataclass(frozen=True)
+class CompiledGraph:
+    """What the backend keeps of a graph."""
+
+    result: PassResult
+    graph_break: GraphBreak | None = None
+
+
+@dataclass(frozen=True)
 class Report:
-    """All of it as data; ``print`` shows it as tables."""
+    """All of it as data; ``print`` shows it as tables. Where the model compiled to several graphs, about the one that ``number``
+    tells, and ``graphs`` lists them all.
+    """
 
     regions: tuple[RegionInfo, ...]
     rejected: tuple[Rejected, ...]
@@ -50,7 +74,8 @@ class Report:
     num_ops: dict[str, int]
     flops: dict[str, int]
     time_inputs: tuple[str, ...]
-    num_graphs: int
+    number: int
+    graphs: tuple[GraphSummary, ...]
     _graphs: dict[str, fx.GraphModule] = field(repr=False)
 
     def graph(self, name: str) -> fx.GraphModule:
@@ -64,13 +89,34 @@ class Report:
         return self._graphs[name]
 
     def __str__(self) -> str:
-        return "\n\n".join(part for part in (self._passes(), self._regions(), self._rejected(), self._summary()) if part)
+        parts = (self._all_graphs(), self._passes(), self._regions(), self._rejected(), self._summary())
+        return "\n\n".join(part for part in parts if part)
+
+    def _all_graphs(self) -> str:
+        if len(self.graphs) == 1:
+            return ""
+        rows = [
+            (
+                f"{'>' if i == self.number else ' '}{i}",
+                str(entry.num_regions),
+                str(entry.num_features),
+                f"{entry.flops['forecast'] / entry.flops['full']:.2%}" if entry.flops["full"] else "-",
+                "yes" if entry.takes_time else "no",
+                str(entry.num_layers or "-"),
+                entry.ends_at,
+            )
+            for i, entry in enumerate(self.graphs)
+        ]
+        header = ("graph", "regions", "features", "forecast/full", "timestep", "layers", "ends at")
+        return format_table(header, rows, right=(1, 2, 3, 5))
 
     def _passes(self) -> str:
         rows = [(stage.name, str(stage.num_ops), f"{stage.duration_ms:.1f}") for stage in self.stages]
         return format_table(("pass", "ops", "ms"), rows, right=(1, 2))
 
     def _regions(self) -> str:
+        if not self.regions:
+            return ""
         rows = []
         for region in self.regions:
             for i, feature in enumerate(region.features):
@@ -82,6 +128,8 @@ class Report:
         return "\n".join(["executed in every step:", *(f"  {entry}" for entry in self.rejected)]) if self.rejected else ""
 
     def _summary(self) -> str:
+        if not self.regions:
+            return "no regions: this graph is executed as plain torch.compile would"
         kinds = Counter(region.kind for region in self.regions)
         num_features = sum(len(region.features) for region in self.regions)
         share = self.flops["forecast"] / self.flops["full"] if self.flops["full"] else 0.0
@@ -94,19 +142,48 @@ class Report:
             f"schedule:      {self.schedule}  ({num_full} of {len(self.schedule)} steps full, "
             f"ceiling {len(self.schedule) / num_full:.2f}x)",
             f"buffers:       {format_bytes(self.buffer_bytes)} a stream (order {self.order}: {self.order + 1} a feature)",
-            f"time inputs:   {', '.join(self.time_inputs) or 'none found: say the step with backend.stream(name, step=i)'}",
+            f"time inputs:   {', '.join(self.time_inputs) or self._no_time()}",
         ]
-        if self.num_graphs > 1:
-            lines.append(f"graphs:        {self.num_graphs} compiled; explain(graph=i) shows another")
+        if len(self.graphs) > 1:
+            lines.append(f"graphs:        this is {self.number} of {len(self.graphs)}; explain(graph=i) shows another")
         return "\n".join(lines)
 
+    def _no_time(self) -> str:
+        if any(entry.takes_time for entry in self.graphs):
+            return "none in this graph; the one above that takes the timestep tells it"
+        return "none found: say the step with backend.stream(name, step=i), or backend.attach(pipe)"
 
-def describe_graph(result: PassResult, config: BackendConfig, num_graphs: int = 1) -> Report:
-    """Read a report off what the passes made of one graph, which must have regions."""
-    assert result.guarded is not None
+
+def describe_model(graphs: Sequence[CompiledGraph], number: int, config: BackendConfig, layers: Mapping[int, int]) -> Report:
+    """A report on one of the graphs of a model; ``layers`` counts the places that were called with each."""
+    summaries = tuple(_summarize(entry, layers.get(i, 0)) for i, entry in enumerate(graphs))
+    return describe_graph(graphs[number].result, config, range(len(graphs))[number], summaries)
+
+
+def _summarize(entry: CompiledGraph, num_layers: int) -> GraphSummary:
+    result = entry.result
+    return GraphSummary(
+        num_regions=len(result.found.regions),
+        num_features=len(result.found.features),
+        flops={name: count_flops(gm.graph) for name, gm in _step_graphs(result).items()},
+        takes_time=bool(result.time_inputs),
+        num_layers=num_layers,
+        ends_at=f"{entry.graph_break.where} ({entry.graph_break.reason})" if entry.graph_break is not None else "return",
+    )
+
+
+def _step_graphs(result: PassResult) -> dict[str, fx.GraphModule]:
+    """The graph of each step kind; the same for both where nothing is forecast."""
+    return {kind.value: result.variants[kind].gm if result.variants else result.canonical for kind in StepKind}
+
+
+def describe_graph(
+    result: PassResult, config: BackendConfig, number: int = 0, summaries: tuple[GraphSummary, ...] = ()
+) -> Report:
+    """Read a report off what the passes made of one graph."""
     per_order = {feature.node: _num_bytes(feature.node, config) for feature in result.found.features}
     regions = tuple(_describe_region(region, per_order, config.order) for region in result.found.regions)
-    graphs = {kind.value: result.variants[kind].gm for kind in StepKind}
+    graphs = _step_graphs(result)
     inputs = result.canonical.graph.find_nodes(op="placeholder")
     return Report(
         regions=regions,
@@ -118,8 +195,9 @@ def describe_graph(result: PassResult, config: BackendConfig, num_graphs: int = 
         num_ops={name: count_ops(gm.graph) for name, gm in graphs.items()},
         flops={name: count_flops(gm.graph) for name, gm in graphs.items()},
         time_inputs=tuple(_input_text(inputs[i]) for i in result.time_inputs),
-        num_graphs=num_graphs,
-        _graphs={"canonical": result.canonical, "guarded": result.guarded.gm, **graphs},
+        number=number,
+        graphs=summaries or (_summarize(CompiledGraph(result), 0),),
+        _graphs={"canonical": result.canonical, **({"guarded": result.guarded.gm} if result.guarded else {}), **graphs},
     )
 
 

@@ -353,15 +353,15 @@ def test_grad_modes(mode):
 
 
 def test_grad_mode_changes_in_mid_generation():
-    """A generation that moves between ``no_grad`` and ``inference_mode`` runs on; the warning names the cause."""
+    """A generation that moves between ``no_grad`` and ``inference_mode``: Dynamo compiles it twice, the derivatives go on."""
     backend, compiled = make()
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        for step, inputs in enumerate_inputs():
-            with torch.inference_mode(step % 6 > 2):
-                assert compiled(**inputs).isfinite().all()
-    assert backend.stats().forecast_calls > 0
-    assert ["grad mode" in str(warning.message) for warning in caught] == [True]
+    clean = generate(compiled)
+    outputs = []
+    for step, inputs in enumerate_inputs():
+        with torch.inference_mode(step % 6 > 2):
+            outputs.append(compiled(**inputs).clone())
+    assert equal(outputs, clean)
+    assert backend.stats().graphs > 1
 
 
 def test_gradients_switch_forecasting_off():
@@ -436,7 +436,7 @@ def test_no_timestep():
     """A model without a time input runs every step in full, warned of once; ``stream(name, step=i)`` makes it forecast."""
     model = tiny(timed=False)
     backend, compiled = make(model)
-    with pytest.warns(TaylorSeerWarning, match="no timestep was found") as caught:
+    with pytest.warns(TaylorSeerWarning, match="nothing tells one step from the next") as caught:
         assert_close(generate(compiled), generate(model))
     assert len(caught) == 1
     assert backend.stats().forecast_calls == 0

@@ -1,20 +1,25 @@
 """From a sequence of calls to (stream, generation, step), by what the caller says or by the timesteps alone."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from taylorseer_fx.runtime.clock import Clock, Tick
-from taylorseer_fx.runtime.scope import Scope
+from taylorseer_fx.runtime.scope import Scope, Time
 
 DESCENDING = [900.0, 600.0, 300.0, 0.0]
 
 
+def tick(clock: Clock, scope: Scope | None, read_time: Callable[[], Time] | None, site: str = "model") -> Tick | None:
+    """Account for one call; of a model that is one graph unless ``site`` says otherwise."""
+    return clock.tick(site, scope, read_time)[0]
+
+
 def ticks(clock: Clock, times: Iterable[float], scope: Scope | None = None) -> list[Tick]:
     """Account for a call at each timestep."""
-    found = [clock.tick(scope, lambda time=time: (time, time)) for time in times]
+    found = [tick(clock, scope, lambda time=time: (time, time)) for time in times]
     assert None not in found
     return found
 
@@ -71,7 +76,7 @@ class TestOneStream:
     def test_several_time_inputs(self):
         """Guidance beside the timestep stays the same; the one that moves tells the direction."""
         clock = Clock()
-        found = [clock.tick(None, lambda t=t: (3.5, 3.5, t, t)) for t in (1.0, 0.5, 0.0, 1.0)]
+        found = [tick(clock, None, lambda t=t: (3.5, 3.5, t, t)) for t in (1.0, 0.5, 0.0, 1.0)]
         assert steps(found) == [0, 1, 2, 0]
 
 
@@ -131,20 +136,20 @@ class TestScopes:
             raise AssertionError("a timestep was read")
 
         clock = Clock()
-        found = [clock.tick(Scope("cond", step), must_not_read) for step in (0, 1, 2, 7)]
+        found = [tick(clock, Scope("cond", step), must_not_read) for step in (0, 1, 2, 7)]
         assert steps(found) == [0, 1, 2, 7]
         assert len(set(generations(found))) == 1
 
     def test_said_step_not_after_the_last_begins_a_generation(self):
         clock = Clock()
-        found = [clock.tick(Scope("cond", step), None) for step in (0, 1, 2, 0, 1, 0)]
+        found = [tick(clock, Scope("cond", step), None) for step in (0, 1, 2, 0, 1, 0)]
         assert steps(found) == [0, 1, 2, 0, 1, 0]
         assert generations(found) == [1, 1, 1, 2, 2, 3]
 
     def test_said_step_that_repeats_under_guidance(self):
         """Two calls of one name at step 0 are two streams."""
         clock = Clock()
-        found = [clock.tick(Scope("both", step), None) for step in (0, 0, 1, 1, 2, 2)]
+        found = [tick(clock, Scope("both", step), None) for step in (0, 0, 1, 1, 2, 2)]
         assert steps(found) == [0, 0, 1, 1, 2, 2]
         assert streams(found) == [0, 1] * 3
 
@@ -152,7 +157,7 @@ class TestScopes:
         """Each name has a track of its own, whatever the order of calls."""
         clock = Clock()
         order = [("a", 900.0), ("b", 900.0), ("b", 600.0), ("a", 600.0), ("b", 300.0), ("b", 900.0), ("a", 300.0)]
-        found = [clock.tick(Scope(name, None), lambda t=t: (t,)) for name, t in order]
+        found = [tick(clock, Scope(name, None), lambda t=t: (t,)) for name, t in order]
         assert [(tick.stream[0], tick.step) for tick in found] == [
             ("a", 0),
             ("b", 0),
@@ -174,11 +179,11 @@ class TestScopes:
     def test_a_name_and_no_timestep(self):
         """A model without a time input: every call in the scope is a step."""
         clock = Clock()
-        assert steps([clock.tick(Scope("a", None), None) for _ in range(4)]) == [0, 1, 2, 3]
+        assert steps([tick(clock, Scope("a", None), None) for _ in range(4)]) == [0, 1, 2, 3]
 
     def test_no_source(self):
         """Neither a scope nor a timestep: the clock does not guess."""
-        assert Clock().tick(None, None) is None
+        assert tick(Clock(), None, None) is None
 
 
 class TestAbandonAndReset:
@@ -208,7 +213,7 @@ class TestAbandonAndReset:
         """All tracks begin anew, with generations that were never used before."""
         clock = Clock()
         old = ticks(clock, DESCENDING[:2]) + ticks(clock, DESCENDING[:2], Scope("a", None))
-        clock.reset()
+        clock.forget()
         new = ticks(clock, DESCENDING[2:]) + ticks(clock, DESCENDING[2:], Scope("a", None))
         assert steps(new) == [0, 1, 0, 1]
         used = {(tick.stream, tick.generation) for tick in old}
@@ -217,7 +222,7 @@ class TestAbandonAndReset:
     def test_reset_between_streams_counts_anew(self):
         clock = Clock()
         ticks(clock, twice(DESCENDING))
-        clock.reset()
+        clock.forget()
         assert streams(ticks(clock, DESCENDING)) == [0] * 4
 
 
@@ -247,4 +252,4 @@ def test_names_never_touch_each_other(calls):
     together, alone = Clock(), {name: Clock() for name in "abc"}
     for name, time in calls:
         scope = Scope(name, None)
-        assert together.tick(scope, lambda t=time: (float(t),)) == alone[name].tick(scope, lambda t=time: (float(t),))
+        assert tick(together, scope, lambda t=time: (float(t),)) == tick(alone[name], scope, lambda t=time: (float(t),))

@@ -11,7 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from taylorseer_fx.passes.specialize import StepKind
 from taylorseer_fx.runtime.buffers import BufferLayout
-from taylorseer_fx.runtime.dispatch import CompiledVariant, Dispatcher, Runtime, picker, read_time
+from taylorseer_fx.runtime.dispatch import CompiledVariant, Dispatcher, GraphInfo, Runtime, picker, read_time
 from taylorseer_fx.runtime.schedule import Schedule
 from taylorseer_fx.runtime.scope import Scope
 
@@ -81,7 +81,7 @@ class Harness:
 
     def dispatcher(self, graph_id: int = 1, time_inputs: tuple[int, ...] = (1,)) -> Dispatcher:
         variants = {kind: CompiledVariant(self._stand_in(kind), tuple) for kind in StepKind}
-        return Dispatcher(self.runtime, graph_id, variants, self.layout, time_inputs, torch.float32)
+        return Dispatcher(self.runtime, GraphInfo(graph_id, None, time_inputs), variants, self.layout, torch.float32)
 
     def _stand_in(self, kind: StepKind) -> Any:
         def run(inputs: list[Any]) -> tuple[Tensor, ...]:

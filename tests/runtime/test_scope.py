@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from taylorseer_fx.runtime.scope import Scope, ScopeVariable
+from taylorseer_fx.runtime.scope import Run, Scope, ScopeVariable, StepIndex
 
 
 def test_none_by_default():
@@ -13,19 +13,65 @@ def test_none_by_default():
 
 
 def test_inside_and_after():
-    scopes = ScopeVariable()
-    with scopes.entered(Scope("cond", None)):
-        assert scopes.get() == Scope("cond", None)
+    scopes, scope = ScopeVariable(), Scope("cond")
+    with scopes.entered(scope):
+        assert scopes.get() is scope
     assert scopes.get() is None
 
 
-def test_nested():
-    """The inner one counts; leaving it brings back the outer one."""
-    scopes = ScopeVariable()
-    with scopes.entered(Scope("outer", 1)):
-        with scopes.entered(Scope("inner", 2)):
-            assert scopes.get() == Scope("inner", 2)
-        assert scopes.get() == Scope("outer", 1)
+@pytest.mark.parametrize(("inner", "step"), [(2, 2), (None, 1)])
+def test_nested(inner, step):
+    """Names join, the inner step counts if there is one; leaving the inner scope brings back the outer one."""
+    scopes, outer = ScopeVariable(), Scope("request", 1)
+    with scopes.entered(outer):
+        with scopes.entered(Scope("cond", inner)):
+            assert (scopes.get().name, scopes.get().step) == ("request/cond", step)
+        assert scopes.get() is outer
+
+
+class TestBegin:
+    """A scope that is not left by the block that entered it: a pipeline's run."""
+
+    def test_until_left(self):
+        scopes, run = ScopeVariable(), Run(StepIndex(lambda: None))
+        leave = scopes.begin(Scope("pipeline", run=run, is_stream=False))
+        with scopes.entered(Scope("cond")):
+            assert (scopes.get().name, scopes.get().run, scopes.get().is_stream) == ("pipeline/cond", run, True)
+        leave()
+        assert scopes.get() is None
+
+    def test_leaving_twice(self):
+        scopes = ScopeVariable()
+        leave = scopes.begin(Scope("first"))
+        leave()
+        second = Scope("second")
+        scopes.begin(second)
+        leave()
+        assert scopes.get() is second
+
+
+class TestStepIndex:
+    """The scheduler's index is relied on once it was seen to move just when the timesteps do, over a whole run."""
+
+    @pytest.mark.parametrize(
+        ("indices", "times", "trusted"),
+        [
+            pytest.param([-1, 1, 2, 3], [9, 8, 7, 6], True, id="together"),
+            pytest.param([-1, -1, 1, 1, 2], [9, 9, 8, 8, 7], True, id="guidance"),
+            pytest.param([-1, 1, 2, 3], [9, 8, 8, 7], False, id="heun"),
+            pytest.param([None, None, None], [9, 8, 7], False, id="no-index"),
+            pytest.param([-1, -1, -1], [9, 8, 7], False, id="another-scheduler"),
+            pytest.param([-1, 1], [9, 8], None, id="too-short-to-tell"),
+        ],
+    )
+    def test_trusted(self, indices, times, trusted):
+        position = iter(indices)
+        index = StepIndex(lambda: next(position))
+        index.begin()
+        for time in times:
+            index.compare((float(time),))
+        index.end()
+        assert index.trusted is trusted
 
 
 def test_left_when_the_block_fails():

@@ -1,0 +1,186 @@
+"""Join diffusers: learn from a pipeline or a model which stream a call belongs to and when a generation begins.
+
+    pipe.progress_bar(...)            one run: a generation begins, and ends when the bar is closed, by whatever way
+    pipe.scheduler.step_index         the step, known on the host, once it was seen to move just when the timestep does
+    model.cache_context("cond")       the stream within the run
+    model._reset_stateful_cache()     the pipeline is done (where only the model is attached)
+
+All of it by attributes set on the instances, so other pipelines of the same class are left alone, ``torch.compile``'s wrapper
+passes them through, and ``detach`` takes them off again.
+"""
+
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from taylorseer_fx.errors import ConfigError
+from taylorseer_fx.runtime.dispatch import Runtime
+from taylorseer_fx.runtime.scope import Run, Scope, StepIndex
+
+
+@dataclass
+class Attachments:
+    """What one backend is attached to."""
+
+    runtime: Runtime
+    _overrides: list["_Override"] = field(default_factory=list)
+    _attached: weakref.WeakSet[Any] = field(default_factory=weakref.WeakSet)
+    _num_pipelines: int = 0
+
+    def attach(self, target: Any) -> None:
+        """Attach a pipeline with all its models, or one model.
+
+        Raises:
+            ConfigError: ``target`` is neither.
+        """
+        if _is_pipeline(target):
+            self._attach_pipeline(target)
+        elif isinstance(target, nn.Module):
+            self._attach_model(_unwrapped(target), has_pipeline=False)
+        else:
+            hint = "A pipeline has components and a progress_bar()."
+            raise ConfigError("pipe_or_model", "a diffusers pipeline or a torch.nn.Module", type(target).__name__, hint)
+
+    def detach(self) -> None:
+        """Leave everything as it was before."""
+        for override in reversed(self._overrides):
+            override.undo()
+        self._overrides.clear()
+        self._attached.clear()
+
+    def _attach_pipeline(self, pipe: Any) -> None:
+        if pipe in self._attached:
+            return
+        self._attached.add(pipe)
+        self._num_pipelines += 1
+        runs = _PipelineRuns(self.runtime, weakref.ref(pipe), f"pipeline {self._num_pipelines}")
+        self._override(pipe, "progress_bar", runs.opening(pipe.progress_bar))
+        for component in pipe.components.values():
+            if isinstance(component, nn.Module):
+                self._attach_model(_unwrapped(component), has_pipeline=True)
+
+    def _attach_model(self, model: nn.Module, has_pipeline: bool) -> None:
+        if model in self._attached:
+            return
+        self._attached.add(model)
+        contexts = _ModelContexts(self.runtime)
+        cache_context: Any = getattr(model, "cache_context", None)
+        if cache_context is not None:
+            self._override(model, "cache_context", contexts.entering(cache_context))
+        if not has_pipeline:
+            self._override(model, "_reset_stateful_cache", contexts.resetting(getattr(model, "_reset_stateful_cache", None)))
+
+    def _override(self, owner: Any, name: str, replacement: Callable[..., Any]) -> None:
+        attributes = vars(owner)
+        self._overrides.append(_Override(weakref.ref(owner), name, replacement, attributes.get(name)))
+        attributes[name] = replacement
+
+
+@dataclass(frozen=True)
+class _Override:
+    """An attribute set on an instance, over what the class or an earlier override has."""
+
+    owner: "weakref.ref[Any]"
+    name: str
+    replacement: Callable[..., Any]
+    before: Callable[..., Any] | None
+
+    def undo(self) -> None:
+        owner = self.owner()
+        if owner is None or vars(owner).get(self.name) is not self.replacement:
+            return  # gone, or overridden by somebody else since
+        if self.before is None:
+            del vars(owner)[self.name]
+        else:
+            vars(owner)[self.name] = self.before
+
+
+@dataclass(eq=False)
+class _PipelineRuns:
+    """The runs of one pipeline, one after another or nested."""
+
+    runtime: Runtime
+    pipe: "weakref.ref[Any]"
+    name: str
+    indices: dict[type, StepIndex] = field(default_factory=dict)
+
+    def opening(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        """``pipe.progress_bar`` that begins a run, which ends when the bar is closed."""
+
+        def progress_bar(*args: Any, **kwargs: Any) -> Any:
+            bar = original(*args, **kwargs)
+            end, close = self._begin(), bar.close
+
+            def close_and_end(*args: Any, **kwargs: Any) -> Any:
+                end()
+                return close(*args, **kwargs)
+
+            bar.close = close_and_end
+            return bar
+
+        return progress_bar
+
+    def _begin(self) -> Callable[[], None]:
+        scheduler_type = type(getattr(self.pipe(), "scheduler", None))
+        index = self.indices.setdefault(scheduler_type, StepIndex(self._step_index))
+        index.begin()
+        scopes = self.runtime.scopes
+        leave = scopes.begin(Scope(self.name, run=Run(index), is_stream=False))
+        entered = scopes.get()
+        assert entered is not None
+
+        def end() -> None:
+            leave()
+            index.end()
+            self.runtime.forget(entered.name)
+
+        return end
+
+    def _step_index(self) -> int | None:
+        """None where the scheduler keeps none; -1 before its first step."""
+        scheduler: Any = getattr(self.pipe(), "scheduler", None)
+        if not hasattr(scheduler, "step_index"):
+            return None
+        return -1 if scheduler.step_index is None else int(scheduler.step_index)
+
+
+@dataclass(eq=False)
+class _ModelContexts:
+    """The cache contexts of one model."""
+
+    runtime: Runtime
+    entered: set[str] = field(default_factory=set)
+
+    def entering(self, original: Callable[..., AbstractContextManager[None]]) -> Callable[..., AbstractContextManager[None]]:
+        @contextmanager
+        def cache_context(name: str, **kwargs: Any) -> Iterator[None]:
+            step = kwargs.get("step_index")
+            self.entered.add(name)
+            scope = Scope(name, step if isinstance(step, int) else None)
+            with self.runtime.scopes.entered(scope), original(name, **kwargs):
+                yield
+
+        return cache_context
+
+    def resetting(self, original: Callable[..., None] | None) -> Callable[..., None]:
+        def reset_stateful_cache(*args: Any, **kwargs: Any) -> None:
+            outer = self.runtime.scopes.get()
+            self.runtime.forget(outer.name if outer is not None else None, self.entered)
+            if original is not None:
+                original(*args, **kwargs)
+
+        return reset_stateful_cache
+
+
+def _is_pipeline(target: Any) -> bool:
+    return callable(getattr(target, "progress_bar", None)) and hasattr(target, "components")
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    """The module inside ``torch.compile``'s wrapper."""
+    inner = getattr(model, "_orig_mod", model)
+    return inner if isinstance(inner, nn.Module) else model
