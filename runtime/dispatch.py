@@ -59,7 +59,7 @@ class Runtime:
     counters: Counters = field(default_factory=Counters)
     states: dict[tuple[StreamKey, Role], StreamState] = field(default_factory=dict)
     swept: dict[StreamKey, int] = field(default_factory=dict)  # the generation whose predecessors' states were freed
-    lock: threading.Lock = field(default_factory=threading.Lock)
+    lock: threading.RLock = field(default_factory=threading.RLock)  # reentrant: a progress bar may be collected within
 
     @property
     def buffer_bytes(self) -> int:

@@ -10,7 +10,7 @@ passes them through, and ``detach`` takes them off again.
 """
 
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -29,6 +29,7 @@ class Attachments:
     runtime: Runtime
     _overrides: list["_Override"] = field(default_factory=list)
     _attached: weakref.WeakSet[Any] = field(default_factory=weakref.WeakSet)
+    _pipelines: "list[_PipelineRuns]" = field(default_factory=list)
     _num_pipelines: int = 0
 
     def attach(self, target: Any) -> None:
@@ -49,8 +50,12 @@ class Attachments:
         """Leave everything as it was before."""
         for override in reversed(self._overrides):
             override.undo()
+        for runs in self._pipelines:
+            for end in list(runs.open_runs):
+                end()
         self._overrides.clear()
         self._attached.clear()
+        self._pipelines.clear()
 
     def _attach_pipeline(self, pipe: Any) -> None:
         if pipe in self._attached:
@@ -58,6 +63,7 @@ class Attachments:
         self._attached.add(pipe)
         self._num_pipelines += 1
         runs = _PipelineRuns(self.runtime, weakref.ref(pipe), f"pipeline {self._num_pipelines}")
+        self._pipelines.append(runs)
         self._override(pipe, "progress_bar", runs.opening(pipe.progress_bar))
         for component in pipe.components.values():
             if isinstance(component, nn.Module):
@@ -107,24 +113,30 @@ class _PipelineRuns:
     pipe: "weakref.ref[Any]"
     name: str
     indices: dict[type, StepIndex] = field(default_factory=dict)
+    open_runs: list[Callable[[], None]] = field(default_factory=list)
 
     def opening(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        """``pipe.progress_bar`` that begins a run, which ends when the bar is closed."""
+        """``pipe.progress_bar`` that begins a run, which ends when the bar is closed, iterated to its end, or collected."""
 
         def progress_bar(*args: Any, **kwargs: Any) -> Any:
             bar = original(*args, **kwargs)
-            end, close = self._begin(), bar.close
+            end, reference = self.begin(), weakref.ref(bar)  # weak: in a cycle the bar would be collected late
 
-            def close_and_end(*args: Any, **kwargs: Any) -> Any:
+            def close_and_end(*args: Any, **kwargs: Any) -> None:
                 end()
-                return close(*args, **kwargs)
+                bar = reference()
+                if bar is not None:
+                    type(bar).close(bar, *args, **kwargs)
 
             bar.close = close_and_end
+            if bar.iterable is not None:  # a disabled bar does not close itself when it is iterated
+                bar.iterable = _and_then(bar.iterable, end)
             return bar
 
         return progress_bar
 
-    def _begin(self) -> Callable[[], None]:
+    def begin(self) -> Callable[[], None]:
+        """Begin a run; returns what ends it, once."""
         scheduler_type = type(getattr(self.pipe(), "scheduler", None))
         index = self.indices.setdefault(scheduler_type, StepIndex(self._step_index))
         index.begin()
@@ -134,10 +146,13 @@ class _PipelineRuns:
         assert entered is not None
 
         def end() -> None:
-            leave()
-            index.end()
-            self.runtime.forget(entered.name)
+            if end in self.open_runs:
+                self.open_runs.remove(end)
+                leave()
+                index.end()
+                self.runtime.forget(entered.name)
 
+        self.open_runs.append(end)
         return end
 
     def _step_index(self) -> int | None:
@@ -174,6 +189,13 @@ class _ModelContexts:
                 original(*args, **kwargs)
 
         return reset_stateful_cache
+
+
+def _and_then(items: Iterable[Any], finish: Callable[[], None]) -> Iterator[Any]:
+    try:
+        yield from items
+    finally:
+        finish()
 
 
 def _is_pipeline(target: Any) -> bool:
