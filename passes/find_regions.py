@@ -40,9 +40,14 @@ def find_regions(graph: fx.Graph, parameters: Iterable[fx.Node]) -> RegionSet:
         refused = _refuse(groups, bodies, order)
         if not refused:
             break
-        rejected += [entry for _, entry in refused]
-        refused_features = {feature for group, _ in refused for feature in group}
-        kept = tuple(feature for feature in kept if feature not in refused_features)
+        inner = {
+            feature for group, entry in refused if entry.reason is Reason.CYCLE for feature in _born_within(group, order, reach)
+        }
+        nested |= {feature.residual.add for feature in inner}
+        final = [(group, entry) for group, entry in refused if inner.isdisjoint(group)]
+        rejected += [entry for _, entry in final]
+        dropped = inner.union(feature for group, _ in final for feature in group)
+        kept = tuple(feature for feature in kept if feature not in dropped)
     activations = activation_nodes(graph, set(parameters))
     regions = (_region(group, body, order, activations, nested, reach) for group, body in zip(groups, bodies, strict=True))
     return RegionSet(
@@ -82,6 +87,20 @@ def _outermost(found: tuple[Feature, ...], order: dict[fx.Node, int], reach: See
         return (forks_off or is_born_there) and descends_from([outer.node], [inner.add], order)
 
     return tuple(inner for inner in found if not any(lies_within(inner.residual, outer) for outer in found))
+
+
+def _born_within(group: tuple[Feature, ...], order: dict[fx.Node, int], reach: SeedReach) -> set[Feature]:
+    """The features of a stream that lives and dies in the branch of another feature of the group, as a recurrence over chunks
+    does: ``s = s @ w[t] + u[t]``.
+    """
+
+    def lies_within(inner: Feature, outer: Feature) -> bool:
+        if order[inner.residual.add] > order[outer.node] or inner is outer:
+            return False
+        is_born_there = reach.depends_through_heavy(inner.residual.root, outer.residual.source)
+        return is_born_there and descends_from([outer.node], [inner.residual.add], order)
+
+    return {inner for inner in group if any(lies_within(inner, outer) for outer in group)}
 
 
 def _owners(graph: fx.Graph, features: tuple[Feature, ...]) -> Owners:

@@ -12,6 +12,7 @@ is looked at.
 """
 
 from torch import fx
+from torch.fx.experimental.symbolic_shapes import guard_or_false, sym_eq
 
 from taylorseer_fx.passes.dataflow import SeedReach
 from taylorseer_fx.passes.ops import CASTS, ELEMENTWISE_DRESS, aten, dressed_input, packet, tensor_meta, undress
@@ -39,7 +40,9 @@ def _is_equal_shape_add(node: fx.Node) -> bool:
     if node.op != "call_function" or packet(node) is not aten.add or len(node.all_input_nodes) != 2:
         return False
     left, right = (tensor_meta(side) for side in node.all_input_nodes)
-    return left is not None and right is not None and left.shape == right.shape and left.dim() > 0
+    if left is None or right is None or left.dim() != right.dim() or left.dim() == 0:
+        return False
+    return guard_or_false(sym_eq(left.shape, right.shape))  # a size that only the data tell equals itself alone
 
 
 def _as_residual(add: fx.Node, known: dict[fx.Node, ResidualAdd], reach: SeedReach) -> ResidualAdd | None:

@@ -8,6 +8,7 @@ from torch import fx
 from torch.utils.flop_counter import flop_registry, sdpa_flop
 
 from taylorseer_fx.passes.ops import FUSED_ATTENTION, packet
+from taylorseer_fx.passes.sizes import hint
 
 
 def count_flops(graph: fx.Graph) -> int:
@@ -22,5 +23,5 @@ def node_flops(node: fx.Node) -> int:
     formula = flop_registry.get(packet(node)) or (sdpa_flop if packet(node) in FUSED_ATTENTION else None)
     if formula is None:
         return 0
-    args, kwargs = fx.map_arg((node.args, node.kwargs), lambda arg: arg.meta["val"])
-    return int(formula(*args, **kwargs, out_val=node.meta["val"]))
+    args, kwargs = fx.map_arg((node.args, node.kwargs), lambda arg: arg.meta.get("val"))  # none for the bodies of flex attention
+    return hint(formula(*args, **kwargs, out_val=node.meta["val"]))

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from taylorseer_fx.passes.dataflow import live_nodes
 from taylorseer_fx.passes.emit import attribute, emitter, graph_fake_mode, outputs, placeholder
 from taylorseer_fx.passes.regions import Region, RegionSet
 from taylorseer_fx.passes.taylor import accumulation_dtype, emit_differences, emit_polynomial
@@ -111,8 +112,9 @@ class _Builder:
             }
 
     def build(self) -> GuardedGraph:
+        checks = self._checks_of_regions()
         for node in self.gm.graph.nodes:
-            if node.op != "output" and node not in self.region_of:
+            if node.op != "output" and node not in self.region_of and node not in checks:
                 self._materialize(node)
         output = self.gm.graph.output_node()
         results = fx.map_arg(outputs(self.gm.graph), self._materialize)
@@ -120,6 +122,19 @@ class _Builder:
         self.graph.output((*results, *new)).meta.update(output.meta)
         guarded = fx.GraphModule(self.attributes, self.graph, "GuardedGraph")
         return GuardedGraph(guarded, self.num_inputs, len(results), self.order, self.coefficient_dtype)
+
+    def _checks_of_regions(self) -> set[fx.Node]:
+        """Assertions about what is inside a region (data-dependent sizes, say), with what only they need. Nothing outside a
+        region may read more of it than its features, so they are left out.
+        """
+        live, features = live_nodes(self.gm.graph), {feature.node for feature in self.found.features}
+        checks: set[fx.Node] = set()
+        for node in self.gm.graph.nodes:
+            if node not in live and node not in self.region_of:
+                hidden = (source for source in node.all_input_nodes if source in checks or source in self.region_of)
+                if any(source not in features for source in hidden):
+                    checks.add(node)
+        return checks
 
     def _materialize(self, node: fx.Node) -> fx.Node:
         """The copy of ``node``, after copying whatever it needs.

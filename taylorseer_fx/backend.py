@@ -137,7 +137,8 @@ class TaylorSeerBackend:
             raise RuntimeError("explain() tells about a compiled graph: call the compiled model once first")
         if graph is None:
             graph = max((i for i, entry in enumerate(self._graphs) if entry.result.found.regions), default=-1)
-        layers = Counter(state.layout[0] for (stream, _), state in self._runtime.states.items() if stream[1] == 0)
+        places = {(state.layout[0], role) for (_, role), state in self._runtime.states.items()}
+        layers = Counter(number for number, _ in places)
         return describe_model(self._graphs, graph, self.config, layers)
 
     def stats(self) -> Stats:

@@ -14,6 +14,7 @@ from taylorseer_fx.errors import ConfigError
 from taylorseer_fx.passes.flops import count_flops
 from taylorseer_fx.passes.pipeline import PassResult, StageRecord, count_ops
 from taylorseer_fx.passes.regions import Region, Rejected
+from taylorseer_fx.passes.sizes import hint
 from taylorseer_fx.passes.specialize import StepKind
 from taylorseer_fx.text import format_bytes, format_flops, format_table
 
@@ -213,11 +214,7 @@ def _describe_region(region: Region, per_order: dict[fx.Node, int], order: int) 
 def _num_bytes(node: fx.Node, config: BackendConfig) -> int:
     """Bytes of one buffer; under dynamic shapes for the sizes the graph was traced with."""
     value = node.meta["val"]
-    return _hint(value.numel()) * (config.buffer_dtype or value.dtype).itemsize
-
-
-def _hint(size: Any) -> int:
-    return size if isinstance(size, int) else int(size.node.hint)
+    return hint(value.numel()) * (config.buffer_dtype or value.dtype).itemsize
 
 
 def _shape_text(feature: FeatureInfo) -> str:

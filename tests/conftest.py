@@ -6,6 +6,12 @@ import pytest
 import torch
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Workers that run side by side share the cores: threads that wait for one another's core are ten times slower."""
+    workers = int(getattr(config, "workerinput", {}).get("workercount", 1))
+    torch.set_num_threads(max(1, torch.get_num_threads() // workers))
+
+
 @pytest.fixture(autouse=True)
 def fresh_dynamo() -> Iterator[None]:
     """Compiled code, counters and the recompile limit belong to one test."""

@@ -1,7 +1,6 @@
 """Streams and generations: who may see whose derivatives, what starts anew when, and that nothing of it recompiles."""
 
 import random
-import warnings
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier

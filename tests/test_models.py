@@ -1,0 +1,119 @@
+"""Every diffusion transformer of diffusers: regions found, full steps exact, forecasts right, state right, nothing recompiles."""
+
+import inspect
+import warnings
+from contextlib import nullcontext
+from typing import Any
+
+import diffusers.models.transformers
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree
+
+from taylorseer_fx import TaylorSeerBackend, taylorseer_backend
+from taylorseer_fx.passes.ops import FUSED_ATTENTION, packet
+from tests.models import EXCLUDED, VARIANTS
+from tests.models.table import documented_row, row_of
+from tests.models.variant import Inputs, Variant
+
+NUM_STEPS = 10
+FULL_STEPS = tuple(range(0, NUM_STEPS, 2))  # every forecast step has one more order than the one before, up to 4
+MAX_FORECAST_SHARE = 0.05
+
+
+def test_every_exported_model_is_here():
+    """A new diffusers that brings another transformer fails this, so it cannot slip past."""
+    exported = {
+        name
+        for name, item in vars(diffusers.models.transformers).items()
+        if inspect.isclass(item) and issubclass(item, nn.Module)
+    }
+    assert {variant.class_name for variant in VARIANTS.values()} | EXCLUDED.keys() == exported
+
+
+def tensors(output: Any) -> list[Tensor]:
+    return [leaf.clone() for leaf in _pytree.tree_leaves(output) if isinstance(leaf, Tensor)]
+
+
+def assert_close(actual: list[Tensor], expected: list[Tensor]) -> None:
+    for a, b in zip(actual, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4 * float(b.abs().max()))
+
+
+def prepare(variant: Variant) -> tuple[nn.Module, TaylorSeerBackend, Any]:
+    model = variant.build()
+    backend = taylorseer_backend(order=4, full_steps=FULL_STEPS, compiler="eager", on_no_regions="warn")
+    return model, backend, torch.compile(model, backend=backend, fullgraph=variant.fullgraph)
+
+
+def generate(backend: TaylorSeerBackend, compiled: Any, variant: Variant) -> tuple[list[list[Tensor]], list[bool]]:
+    """A generation, its steps told by the timestep alone where the model has one: the outputs, and which steps were forecast."""
+    outputs, forecast = [], []
+    for step in range(NUM_STEPS):
+        before = backend.stats()
+        with backend.stream("generation", step=step) if variant.untimed else nullcontext():
+            outputs.append(tensors(compiled(**variant.inputs(step, 0))))
+        after = backend.stats()
+        forecast.append(after.forecast_calls > before.forecast_calls)
+        assert forecast[-1] != (after.full_calls > before.full_calls)
+    return outputs, forecast
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_model(name):
+    variant = VARIANTS[name]
+    constant = variant.inputs(7, 1)
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model, backend, compiled = prepare(variant)
+        eager, eager_constant = (
+            [tensors(model(**variant.inputs(step, 0))) for step in range(NUM_STEPS)],
+            tensors(model(**constant)),
+        )
+        first, forecast = generate(backend, compiled, variant)
+        with torch.compiler.set_stance("fail_on_recompile"):
+            assert_equal(generate(backend, compiled, variant)[0], first)
+            assert_forecast_exactly(backend, compiled, constant, eager_constant)
+    assert_scheduled(forecast, variant)
+    assert_full_steps_exact(first, eager, forecast)
+    assert row_of(variant, backend) == documented_row(name), "run `python -m tests.models.table`"
+    if not variant.broken:
+        assert_covered(backend, variant)
+
+
+def assert_equal(actual: list[list[Tensor]], expected: list[list[Tensor]]) -> None:
+    for a, b in zip(actual, expected, strict=True):
+        assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def assert_scheduled(forecast: list[bool], variant: Variant) -> None:
+    """As the schedule says; but step 1 is executed where the timestep rises, since it could be the first of a new generation."""
+    expected = [step not in FULL_STEPS for step in range(NUM_STEPS)]
+    assert forecast in (expected, [False, False, *expected[2:]])
+    assert forecast == expected or variant.ascending
+
+
+def assert_full_steps_exact(outputs: list[list[Tensor]], eager: list[list[Tensor]], forecast: list[bool]) -> None:
+    for output, expected, was_forecast in zip(outputs, eager, forecast, strict=True):
+        if was_forecast:
+            assert not all(
+                torch.allclose(a, b, rtol=1e-5, atol=1e-5 * float(b.abs().max())) for a, b in zip(output, expected, strict=True)
+            )
+        else:
+            assert_close(output, expected)
+
+
+def assert_forecast_exactly(backend: TaylorSeerBackend, compiled: Any, inputs: Inputs, eager: list[Tensor]) -> None:
+    """Where nothing changes all differences are zero, so that a forecast is what a full step gives, at every order."""
+    for step in range(NUM_STEPS):
+        with backend.stream("constant", step=step):
+            assert_close(tensors(compiled(**inputs)), eager)
+
+
+def assert_covered(backend: TaylorSeerBackend, variant: Variant) -> None:
+    report = backend.explain()
+    assert backend.stats().graphs == 1
+    attention = [node for node in report.graph("forecast").graph.nodes if packet(node) in FUSED_ATTENTION]
+    assert bool(attention) == bool(variant.attends)
+    assert report.flops["forecast"] <= MAX_FORECAST_SHARE * report.flops["full"], f"{report}"
