@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch.fx.experimental.symbolic_shapes import guard_or_false, sym_eq
 
 aten = torch.ops.aten
 prims = torch.ops.prims
@@ -82,16 +83,42 @@ def contraction_operands(node: fx.Node) -> tuple[fx.Node, ...]:
 
 
 def dressed_input(node: fx.Node, dress: frozenset[Any] = DRESS) -> fx.Node | None:
-    """The tensor under a dress operator, or None where ``node`` is not one. ``split`` counts with its ``getitem``."""
+    """The tensor under a dress operator, or None where ``node`` is not one.
+
+    ``split`` counts with its ``getitem``; a mask is dress too, by multiplication with booleans or by ``where``.
+    """
     if node.op != "call_function" or not node.args or not isinstance(node.args[0], fx.Node):
         return None
     inner = node.args[0]
     if packet(node) in dress:
         return inner
+    if dress is DRESS and packet(node) in (aten.mul, aten.where):
+        return _masked_input(node)
     if dress is DRESS and node.target is operator.getitem and packet(inner) in _SPLITS:
         source = inner.args[0]
         return source if isinstance(source, fx.Node) else None
     return None
+
+
+def _masked_input(node: fx.Node) -> fx.Node | None:
+    """``x`` of ``x * mask`` and of ``where(mask, x, constant)``, where it has the shape of the whole."""
+    if packet(node) is aten.where:
+        candidates = [arg for arg in node.args[1:] if isinstance(arg, fx.Node)]
+        masked = [arg for arg in candidates if arg.all_input_nodes or arg.op == "placeholder"]
+    else:
+        candidates = [arg for arg in node.args if isinstance(arg, fx.Node)]
+        masked = [arg for arg in candidates if not _is_mask(arg)]
+    if len(candidates) != 2 or len(masked) != 1:
+        return None
+    whole, part = tensor_meta(node), tensor_meta(masked[0])
+    if whole is None or part is None or whole.dim() != part.dim() or not guard_or_false(sym_eq(whole.shape, part.shape)):
+        return None
+    return masked[0]
+
+
+def _is_mask(node: fx.Node) -> bool:
+    meta = tensor_meta(undress(node))
+    return meta is not None and meta.dtype is torch.bool
 
 
 _SPLITS = _packets(aten, "split split_with_sizes unbind chunk")

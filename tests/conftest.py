@@ -1,9 +1,11 @@
-"""What every test gets without asking: a Dynamo that has compiled nothing yet."""
+"""What every test gets without asking: a Dynamo that has compiled nothing yet, and a core to itself."""
 
 from collections.abc import Iterator
 
 import pytest
 import torch
+
+from tests.zoo import attention_backend_kept
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -17,5 +19,6 @@ def fresh_dynamo() -> Iterator[None]:
     """Compiled code, counters and the recompile limit belong to one test."""
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
-    yield
+    with attention_backend_kept():
+        yield
     torch._dynamo.reset()

@@ -123,6 +123,27 @@ def assert_calls(backend: TaylorSeerBackend, num_runs: int) -> None:
     assert stats.unforecast_calls == 0
 
 
+@pytest.mark.parametrize("name", ["flux-true-cfg", "wan", "qwenimage"])
+def test_regional_compilation(name):
+    """``compile_repeated_blocks``: no compiled graph takes the timestep, so the attached pipeline's scheduler tells the step, and
+    its contexts the stream. Equal to the model compiled as a whole.
+    """
+    case = CASES[name]
+    whole = case.build()
+    compile_transformer(whole, **SCHEDULE)
+    expected = generate(case, whole)
+    pipe = case.build()
+    backend = taylorseer_backend(compiler="eager", **SCHEDULE)
+    pipe.transformer.compile_repeated_blocks(backend=backend, fullgraph=True)
+    backend.attach(pipe)
+    first = generate(case, pipe)
+    assert_close(first, expected)
+    with torch.compiler.set_stance("fail_on_recompile"):
+        assert torch.equal(generate(case, pipe), first)
+    assert backend.stats().unforecast_calls == 0
+    assert backend.stats().forecast_calls * len(FULL_STEPS) == backend.stats().full_calls * (NUM_STEPS - len(FULL_STEPS))
+
+
 def test_late_garbage_collection():
     """The progress bar of a run is a part of cycles, and closes once more when it is collected: that ends no later run."""
     case = CASES["ltx"]

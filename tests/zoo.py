@@ -4,13 +4,15 @@ Models are initialised so that nothing is zero (adaLN-zero and zeroed output lay
 thousand parameters, and the inputs of a step are a smooth function of it, in fixed pseudo-random directions.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import cos, sin
 from typing import Any
 
 import torch
 from diffusers import DiTTransformer2DModel, FluxTransformer2DModel, PixArtTransformer2DModel, SD3Transformer2DModel
+from diffusers.models.attention_dispatch import AttentionBackendName, _AttentionBackendRegistry
 from torch import Tensor, nn
 
 Inputs = dict[str, Any]
@@ -49,6 +51,16 @@ def smooth(shape: tuple[int, ...], step: float, seed: int, dtype: torch.dtype) -
     a, b, c = (torch.randn(shape, generator=generator, dtype=torch.float64) for _ in range(3))
     u = step / 50
     return (a * cos(2 * u) + b * sin(3 * u) + c * u * u).to(dtype)
+
+
+@contextmanager
+def attention_backend_kept() -> Iterator[None]:
+    """Diffusers keeps the last attention backend set on any model as that of all models which have none of their own."""
+    before, _ = _AttentionBackendRegistry.get_active_backend()
+    try:
+        yield
+    finally:
+        _AttentionBackendRegistry.set_active_backend(AttentionBackendName(before))
 
 
 def noise(shape: tuple[int, ...], seed: int, dtype: torch.dtype) -> Tensor:

@@ -10,6 +10,7 @@ from tqdm import tqdm
 from taylorseer_fx import TaylorSeerBackend, taylorseer_backend
 from tests.models import VARIANTS
 from tests.models.variant import Variant
+from tests.zoo import attention_backend_kept
 
 PATH = Path(__file__).parents[2] / "docs" / "models.md"
 START, END = "<!-- models -->", "<!-- /models -->"
@@ -49,7 +50,7 @@ def _line(cells: list[str]) -> str:
 def _measured(variant: Variant) -> str:
     backend = taylorseer_backend(order=0, compiler="eager", on_no_regions="warn")
     torch._dynamo.reset()
-    with torch.no_grad(), warnings.catch_warnings():
+    with torch.no_grad(), attention_backend_kept(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         compiled = torch.compile(variant.build(), backend=backend, fullgraph=variant.fullgraph)
         with backend.stream("table", step=0):

@@ -169,14 +169,6 @@ class TestGates:
         for feature in found.regions.features:
             assert "addmm" in {feature.node.name.split("_")[0], feature.node.all_input_nodes[0].name.split("_")[0]}
 
-    def test_no_gate(self):
-        """x + f(norm(x)): the whole branch is the feature."""
-        found = find_in(lambda m, x: (h := x + m.attention(norm(x))) + m.mlp(norm(h)), tokens())
-        assert found.kinds == ["attention", "mlp"]
-        assert [feature.node for feature in found.regions.features] == [
-            feature.residual.branch for feature in found.regions.features
-        ]
-
     def test_a_gate_made_from_the_stream_is_part_of_the_feature(self):
         """A factor that reads the stream would be stale if it were executed while the rest is forecast."""
         found = find_in(lambda m, x: x + torch.sigmoid(m.mlp(x)) * m.attention(x), tokens())
@@ -184,36 +176,9 @@ class TestGates:
         (feature,) = found.regions.features
         assert feature.node is feature.residual.branch
 
-    def test_sandwich_norm(self):
-        """x + gate * RMSNorm(f(x)): the norm needs the whole branch, so it is inside, and the gate is outside."""
-
-        def wire(m: Wired, x: Tensor, temb: Tensor) -> Tensor:
-            gate = m.modulate(temb)[0].tanh()
-            x = x + gate * rms_norm(m.attention(rms_norm(x)))
-            return x + gate * rms_norm(m.mlp(rms_norm(x)))
-
-        found = find_in(wire)
-        assert found.kinds == ["attention", "mlp"]
-        assert found.features == [X, X]
-        assert found.region_of("tanh") is None
-        assert [found.region_of("rsqrt", i) for i in range(4)] == [0, 0, 1, 1]
-
 
 class TestSharing:
     """Work that several branches share: grouped if it is of their streams, left outside if not."""
-
-    def test_joint_attention(self):
-        """One attention over text and image feeds the adds of both streams: one region, two features."""
-
-        def wire(m: Wired, x: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
-            joint = m.attention(torch.cat([norm(text), norm(x)], 1))
-            text, x = text + joint[:, : text.shape[1]], x + joint[:, text.shape[1] :]
-            return x + m.mlp(norm(x)), text + m.mlp(norm(text))
-
-        found = find_in(wire, tokens(), tokens(3))
-        assert found.kinds == ["attention", "mlp", "mlp"]
-        assert sorted(found.features[0]) == [(B, 3, D), (B, T, D)]
-        assert found.features[1:] == [X, [(B, 3, D)]]
 
     def test_the_last_text_update_is_dead(self):
         """Where nothing reads the text any more, its feature is gone, and the image's stays."""
@@ -242,47 +207,10 @@ class TestSharing:
         heavy = [node for node in found.gm.graph.nodes if node.name.startswith(("addmm", "_scaled_dot"))]
         assert set(heavy) <= covered, "nothing heavy is left for a forecast step"
 
-    def test_parallel_block(self):
-        """Attention and MLP side by side, concatenated into one projection: one region of both kinds."""
-
-        class Parallel(nn.Module):
-            def __init__(self) -> None:
-                super().__init__()
-                self.attention, self.up, self.down = Attention(), nn.Linear(D, HIDDEN), nn.Linear(D + HIDDEN, D)
-
-            def forward(self, x: Tensor, gate: Tensor) -> Tensor:
-                n = norm(x)
-                return x + gate[:, None] * self.down(torch.cat([self.attention(n), F.gelu(self.up(n))], -1))
-
-        found = find(Parallel(), tokens(), vector())
-        assert found.kinds == ["attention+mlp"]
-        assert found.features == [X]
-
     def test_sum_of_attention_and_mlp(self):
         found = find_in(lambda m, x: x + (m.attention(norm(x)) + m.mlp(norm(x))), tokens())
         assert found.kinds == ["attention+mlp"]
         assert found.features == [X]
-
-    def test_two_adds_from_one_norm(self):
-        """Both branches start from the same norm(x), which depends on their stream: forecast together."""
-
-        def wire(m: Wired, x: Tensor, temb: Tensor) -> Tensor:
-            gate1, gate2, *_ = m.modulate(temb)
-            n = norm(x)
-            x = x + gate1 * m.attention(n)
-            return x + gate2 * m.mlp(n)
-
-        found = find_in(wire)
-        assert found.kinds == ["attention+mlp"]
-        assert found.features == [X * 2]
-
-    def test_nested(self):
-        """x + mlp(norm(x + attention(x))): the trunk skips the inner add, so the outer branch is all there is."""
-        found = find_in(lambda m, x: x + m.mlp(norm(x + m.attention(x))), tokens())
-        assert found.features == [X]
-        assert {found.region_of("addmm", i) for i in range(6)} == {0}, "four projections of attention, two of the MLP"
-        assert found.region_of("_scaled_dot_product_flash_attention_for_cpu") == 0
-        assert found.kinds == ["attention+mlp"]
 
     def test_branch_with_a_residual_of_its_own(self):
         """h = mlp(x); x + h + mlp(h), summed inside first (Sana video): the inner stream is born in the branch."""
@@ -338,12 +266,6 @@ class TestSharing:
         assert found.kinds == ["attention", "attention"]
         assert [found.region_of("addmm", i) for i in (0, 1)] == [None, None]
 
-    def test_text_projection_of_one_cross_attention_is_inside(self):
-        """Only that branch needs it, so it dies with it."""
-        found = find_in(lambda m, x, text: x + m.attention(norm(x), m.mlp(text)), tokens(), tokens(3))
-        assert len(found.kinds) == 1
-        assert [found.region_of("addmm", i) for i in (0, 1)] == [0, 0]
-
     def test_feature_read_elsewhere(self):
         """A second reader of the feature (a later block's input) gets the forecast; the region is the same."""
 
@@ -377,16 +299,6 @@ class TestDress:
         assert found.kinds == ["attention", "mlp"]
         assert [feature.node.meta["val"].dtype for feature in found.regions.features] == [dtype, dtype]
 
-    def test_clamp_on_the_trunk(self):
-        """Half-precision models clip the stream after each block."""
-
-        def wire(m: Wired, x: Tensor) -> Tensor:
-            x = (x + m.attention(norm(x))).clip(-65504, 65504)
-            x = (x + m.mlp(norm(x))).clip(-65504, 65504)
-            return x + m.mlp(norm(x))
-
-        assert find_in(wire, tokens()).kinds == ["attention", "mlp", "mlp"]
-
     def test_views_of_the_stream(self):
         """The add may happen on pixels while the branch reads tokens."""
 
@@ -396,17 +308,6 @@ class TestDress:
 
         found = find_in(wire, torch.randn(B, D, 2, 3))
         assert found.kinds == ["attention"]
-
-    def test_streams_in_one_tensor(self):
-        """Text and image slices of one tensor, updated apart."""
-
-        def wire(m: Wired, x: Tensor) -> Tensor:
-            text, image = x.split([2, T - 2], 1)
-            text = text + m.mlp(norm(text))
-            image = image + m.attention(norm(image))
-            return torch.cat([text, image], 1)
-
-        assert sorted(find_in(wire, tokens()).kinds) == ["attention", "mlp"]
 
 
 class TestKinds:
@@ -419,33 +320,6 @@ class TestKinds:
             return x + m.attention.proj(torch.softmax(q @ k.transpose(1, 2) / 3, -1) @ v)
 
         assert find_in(wire, tokens()).kinds == ["attention"]
-
-    def test_linear_attention_has_no_softmax(self):
-        def wire(m: Wired, x: Tensor) -> Tensor:
-            n = norm(x)
-            q, k, v = m.attention.q(n).relu(), m.attention.k(n).relu(), m.attention.v(n)
-            return x + m.attention.proj(q @ (k.transpose(1, 2) @ v))
-
-        assert find_in(wire, tokens()).kinds == ["attention"]
-
-    def test_cross_attention(self):
-        found = find_in(lambda m, x, text: x + m.attention(x, text), tokens(), tokens(3))
-        assert found.kinds == ["attention"]
-
-    def test_mlp_made_of_convolutions(self):
-        class ConvMlp(nn.Module):
-            def __init__(self) -> None:
-                super().__init__()
-                self.up, self.down = nn.Conv2d(D, 2 * HIDDEN, 1), nn.Conv2d(HIDDEN, D, 1)
-                self.depthwise = nn.Conv2d(2 * HIDDEN, 2 * HIDDEN, 3, padding=1, groups=2 * HIDDEN)
-
-            def forward(self, x: Tensor) -> Tensor:
-                value, gate = self.depthwise(F.silu(self.up(x))).chunk(2, 1)
-                return x + self.down(value * F.silu(gate))
-
-        found = find(ConvMlp(), torch.randn(B, D, 4, 4))
-        assert found.kinds == ["mlp"]
-        assert found.features == [[(B, D, 4, 4)]]
 
     def test_gated_linear_unit_is_an_mlp(self):
         """Activations are multiplied element by element, not contracted."""
@@ -539,33 +413,6 @@ class TestNotARegion:
         found = find(Skipping(), tokens())
         assert found.paths == ["first", "second"]
         assert found.region_of("cat") is None
-
-    def test_shared_shift_is_no_stream(self):
-        """A shift of full size that every layer adds feeds later layers through heavy operators, and is no residual trunk."""
-
-        def wire(m: Wired, x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-            x = x + m.attention(norm(x) * (1 + scale) + shift)
-            x = x + m.mlp(norm(x) * (1 + scale) + shift)
-            return x + m.mlp(norm(x) * (1 + scale) + shift)
-
-        found = find_in(wire, tokens(), tokens(), tokens())
-        assert found.kinds == ["attention", "mlp", "mlp"]
-        assert found.features == [X, X, X]
-
-    def test_repeated_positional_embedding_is_no_stream(self):
-        """Cosmos adds its positional embedding before every block."""
-
-        def wire(m: Wired, x: Tensor, position: Tensor) -> Tensor:
-            x = x + position
-            x = x + m.attention(norm(x))
-            x = x + position
-            x = x + m.mlp(norm(x))
-            x = x + position
-            return x + m.mlp(norm(x))
-
-        found = find_in(wire, tokens(), tokens())
-        assert found.kinds == ["attention", "mlp", "mlp"]
-        assert found.features == [X, X, X]
 
     def test_needed_elsewhere(self):
         """The heavy operators also feed an output, so leaving them out of a forecast step would save nothing."""
@@ -669,9 +516,9 @@ def test_literals_and_names_sees_code_and_no_prose():
     assert {text for text in literals_and_names(source) if "attn" in text} == {"attn4", "attn5", "attn6"}
 
 
-@pytest.mark.parametrize("folder", ["passes", "runtime"])
+@pytest.mark.parametrize("folder", ["passes", "runtime", "."])
 def test_no_model_is_known_by_name(folder):
-    """Structure decides: no class of diffusers and no module name occurs in the code of the passes or the runtime."""
+    """Structure decides: no class of diffusers and no module name occurs in the passes, the runtime or the package."""
     classes = {name for name in dir(diffusers.models.transformers) if "Transformer" in name or name.endswith("Model")}
     assert len(classes) > 40
     files = sorted((PACKAGE / folder).glob("*.py"))

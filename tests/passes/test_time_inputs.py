@@ -86,6 +86,17 @@ def test_gaussian_fourier_embedding():
     assert found(forward, x=X, t=torch.rand(2)) == {"t"}
 
 
+def test_two_times_in_one_embedding():
+    """A target time beside the current one, in one vector, masked by padding: both are times, the mask is none."""
+
+    def forward(m, x, s, t, mask):
+        both = torch.cat([(s[:, None] * m.fourier).sin(), (t[:, None] * m.fourier).cos()], -1)[:, ::2]
+        return x + m.linear(both * mask)[:, None]
+
+    mask = torch.tensor([[True], [True]])
+    assert found(forward, x=X, s=torch.rand(2), t=torch.rand(2), mask=mask) == {"s", "t"}
+
+
 def test_guidance_is_found_too():
     """It does not change along a generation, so it does no harm."""
 

@@ -1,0 +1,112 @@
+"""Some of the zoo through Inductor, two models a week: ``tests/test_models.py`` runs all of it uncompiled.
+
+What a model would break here is codegen of the variants, not the method. To run others than this week's, name variants of
+``tests/models`` in the environment: ``INDUCTOR_MODELS="FluxTransformer2DModel SanaTransformer2DModel" pytest ...``.
+"""
+
+import os
+import warnings
+from contextlib import nullcontext
+from datetime import date, timedelta
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree
+
+from taylorseer_fx import TaylorSeerBackend, taylorseer_backend
+from tests.models import VARIANTS
+from tests.models.variant import Variant
+
+NUM_STEPS = 6
+INTERVAL, WARMUP = 3, 2
+FULL_STEPS = (0, 1, 4)  # what these settings mean, written out
+PER_WEEK = 2
+ROTATION = (  # one or two of every pattern of residual branch, every one seen to work
+    "FluxTransformer2DModel",
+    "StableAudioDiTModel",
+    "SD3Transformer2DModel-dual_attention",
+    "PixArtTransformer2DModel",
+    "WanTransformer3DModel-t2v",
+    "HunyuanDiT2DModel",
+    "ZImageTransformer2DModel",
+    "SanaTransformer2DModel",
+    "QwenImageTransformer2DModel",
+    "AuraFlowTransformer2DModel",
+    "NucleusMoEImageTransformer2DModel",
+    "OmniGenTransformer2DModel",
+)
+
+
+def models_of_week(day: date) -> tuple[str, ...]:
+    """The models that are run in the ISO week of a day. Weeks are counted on from year to year, so that none is left out."""
+    week = (day.toordinal() - 1) // 7
+    start = PER_WEEK * week % len(ROTATION)
+    return ROTATION[start : start + PER_WEEK]
+
+
+def models_to_run() -> tuple[str, ...]:
+    return tuple(os.environ.get("INDUCTOR_MODELS", "").split()) or models_of_week(date.today())
+
+
+def test_rotation_comes_to_every_model():
+    """All of them in any six weeks in a row, also where a year ends, and others in each ISO week."""
+    days = [date(2026, 1, 1) + timedelta(days=i) for i in range(800)]
+    weeks = {day.isocalendar()[:2]: models_of_week(day) for day in days}
+    assert all(models_of_week(day) == weeks[day.isocalendar()[:2]] for day in days)
+    chosen = list(weeks.values())
+    period = len(ROTATION) // PER_WEEK
+    assert all(sorted(sum(chosen[i : i + period], ())) == sorted(ROTATION) for i in range(len(chosen) - period + 1))
+
+
+def tensors(output: Any) -> list[Tensor]:
+    return [leaf.clone() for leaf in _pytree.tree_leaves(output) if isinstance(leaf, Tensor)]
+
+
+def relative_error(actual: list[Tensor], expected: list[Tensor]) -> float:
+    """The largest difference over the largest value, of the output where that is worst."""
+    return max(float((a - b).abs().max() / b.abs().max()) for a, b in zip(actual, expected, strict=True))
+
+
+def compile_plainly(model: nn.Module, variant: Variant) -> tuple[list[list[Tensor]], list[Tensor]]:
+    """What ``torch.compile`` alone makes of the steps, and of a constant input."""
+    compiled = torch.compile(model, fullgraph=variant.fullgraph)
+    steps = [tensors(compiled(**variant.inputs(step, 0))) for step in range(NUM_STEPS)]
+    constant = tensors(compiled(**variant.inputs(7, 1)))
+    torch._dynamo.reset()
+    return steps, constant
+
+
+def generate(backend: TaylorSeerBackend, compiled: Any, variant: Variant) -> list[list[Tensor]]:
+    outputs = []
+    for step in range(NUM_STEPS):
+        with backend.stream("generation", step=step) if variant.untimed else nullcontext():
+            outputs.append(tensors(compiled(**variant.inputs(step, 0))))
+    return outputs
+
+
+@pytest.mark.inductor
+@pytest.mark.parametrize("name", models_to_run())
+def test_model(name):
+    """Two kernels sets, compiled once: full steps as plain ``torch.compile`` has them, forecasts exact where nothing changes."""
+    variant = VARIANTS[name]
+    model = variant.build()
+    backend = taylorseer_backend(order=1, interval=INTERVAL, warmup=WARMUP, on_no_regions="warn")
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        plain, plain_constant = compile_plainly(model, variant)
+        compiled = torch.compile(model, backend=backend, fullgraph=variant.fullgraph)
+        first = generate(backend, compiled, variant)
+        compiles = backend.stats().compiles
+        with torch.compiler.set_stance("fail_on_recompile"):
+            second = generate(backend, compiled, variant)
+            for step in range(NUM_STEPS):
+                with backend.stream("constant", step=step):
+                    assert relative_error(tensors(compiled(**variant.inputs(7, 1))), plain_constant) <= 1e-4
+    assert variant.broken or compiles == 2
+    assert backend.stats().compiles == compiles
+    for step in range(NUM_STEPS):
+        error = relative_error(first[step], plain[step])
+        assert error <= 1e-4 if step in FULL_STEPS else error > 1e-4, f"step {step} is {error:.2e} from plain torch.compile"
+        assert relative_error(second[step], first[step]) <= 1e-6
