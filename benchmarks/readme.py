@@ -67,7 +67,18 @@ def _benchmarks(source: dict[str, Any]) -> str:
             f"{tiny['plain_microseconds_a_call']:.0f} us / {tiny['ours_microseconds_a_call']:.0f} us",
         ),
     ]
-    return f"{_markdown(('measured', ''), rows)}\n\n{_machine(source)}"
+    return f"{_markdown(('measured', ''), [*rows, *_region_finding(by_name)])}\n\n{_machine(source)}"
+
+
+def _region_finding(by_name: dict[str, Any]) -> list[tuple[str, str]]:
+    full_size = [row for name, row in by_name.items() if name.startswith("test_full_size")]
+    by_depth = [row for name, row in by_name.items() if name.startswith("test_depth")]
+    models = ", ".join(f"{row['model']} ({row['num_ops']} ops)" for row in full_size)
+    depths = ", ".join(row["model"].removeprefix("DiT-XL, ") for row in by_depth)
+    return [
+        (f"finding the regions of {models}", " / ".join(f"{row['find_regions_ms']:.0f} ms" for row in full_size)),
+        (f"finding the regions of DiT-XL with {depths}", " / ".join(f"{row['find_regions_ms']:.0f} ms" for row in by_depth)),
+    ]
 
 
 def _machine(source: dict[str, Any]) -> str:

@@ -13,7 +13,7 @@ from torch import fx
 from torch._functorch.compile_utils import fx_graph_cse
 
 from taylorseer_fx.passes.clean_up import eliminate_dead_code
-from taylorseer_fx.passes.emit import emitter, graph_fake_mode
+from taylorseer_fx.passes.emit import emitter, graph_fake_mode, graph_module
 from taylorseer_fx.passes.ops import aten
 
 
@@ -22,7 +22,7 @@ def canonicalize(gm: fx.GraphModule) -> fx.GraphModule:
     graph = fx_graph_cse(gm.graph)
     _split_addcmul(graph)
     eliminate_dead_code(graph)
-    return fx.GraphModule(gm, graph)
+    return graph_module(gm, graph)
 
 
 def _split_addcmul(graph: fx.Graph) -> None:

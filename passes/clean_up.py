@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from torch import fx
 from torch._functorch.compile_utils import fx_graph_cse
 
+from taylorseer_fx.passes.emit import graph_module
+
 
 @dataclass(frozen=True)
 class Variant:
@@ -31,7 +33,7 @@ def clean_up(gm: fx.GraphModule) -> Variant:
     for node in inputs:
         if not node.users:
             graph.erase_node(node)
-    return Variant(fx.GraphModule(gm, graph, type(gm).__name__), kept)
+    return Variant(graph_module(gm, graph, type(gm).__name__), kept)
 
 
 def eliminate_dead_code(graph: fx.Graph) -> None:

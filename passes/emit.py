@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx._lazy_graph_module import _LazyGraphModule
 from torch.fx.traceback import preserve_node_meta
 
 Emit = Callable[..., fx.Node]
@@ -28,6 +29,11 @@ def emitter(graph: fx.Graph, mode: FakeTensorMode) -> Emit:
         return node
 
     return emit
+
+
+def graph_module(owner: Any, graph: fx.Graph, name: str = "GraphModule") -> fx.GraphModule:
+    """``graph`` with the attributes it needs from ``owner``; its Python code is generated when somebody runs or prints it."""
+    return _LazyGraphModule(owner, graph, name)
 
 
 def cast(emit: Emit, node: fx.Node, dtype: torch.dtype) -> fx.Node:

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, fx
 
 from taylorseer_fx.passes.dataflow import live_nodes
-from taylorseer_fx.passes.emit import attribute, emitter, graph_fake_mode, outputs, placeholder
+from taylorseer_fx.passes.emit import attribute, emitter, graph_fake_mode, graph_module, outputs, placeholder
 from taylorseer_fx.passes.regions import Region, RegionSet
 from taylorseer_fx.passes.taylor import accumulation_dtype, emit_differences, emit_polynomial
 
@@ -120,7 +120,7 @@ class _Builder:
         results = fx.map_arg(outputs(self.gm.graph), self._materialize)
         new = [self.new_buffers[buffer] for buffers in self.buffers.values() for buffer in buffers]
         self.graph.output((*results, *new)).meta.update(output.meta)
-        guarded = fx.GraphModule(self.attributes, self.graph, "GuardedGraph")
+        guarded = graph_module(self.attributes, self.graph, "GuardedGraph")
         return GuardedGraph(guarded, self.num_inputs, len(results), self.order, self.coefficient_dtype)
 
     def _checks_of_regions(self) -> set[fx.Node]:
@@ -188,7 +188,7 @@ class _Builder:
         buffers = dict(zip(operands[len(live_ins) : -2], inputs[len(live_ins) : -2], strict=True))
         inside = _Branch(graph, attributes, env, buffers, reciprocal_gaps=inputs[-2], weights=inputs[-1])
         graph.output(tuple(fill(region, inside)))
-        return fx.GraphModule(attributes, graph, name)
+        return graph_module(attributes, graph, name)
 
     def _execute(self, region: Region, inside: "_Branch") -> list[fx.Node]:
         for node in region.nodes:

@@ -17,7 +17,7 @@ from typing import Any, cast
 import torch
 from torch import fx
 
-from taylorseer_fx.passes.emit import attribute, outputs
+from taylorseer_fx.passes.emit import attribute, graph_module, outputs
 from taylorseer_fx.passes.guard_regions import GuardedGraph, cond
 
 
@@ -49,7 +49,7 @@ def specialize(guarded: GuardedGraph, kind: StepKind) -> fx.GraphModule:
             store = graph.call_function(torch.ops.aten.copy_.default, (env[buffer], new))
             store.meta["val"] = buffer.meta["val"]
     graph.output(tuple(results[: guarded.num_outputs])).meta.update(source.output_node().meta)
-    return fx.GraphModule(attributes, graph, f"{kind.value.capitalize()}Step")
+    return graph_module(attributes, graph, f"{kind.value.capitalize()}Step")
 
 
 def _is_branch_name(node: fx.Node) -> bool:

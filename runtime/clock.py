@@ -117,9 +117,11 @@ class Clock:
     """One a backend; a track for every named scope and one for calls outside any. Never waits for a device by itself.
 
     ``has_time_inputs``: some graph of the model was found to take the timestep, so that graphs which do not wait for it.
+    ``num_forwards``: begun so far, in all scopes.
     """
 
     has_time_inputs: bool = False
+    num_forwards: int = 0
     _tracks: dict[str | None, _Track] = field(default_factory=dict)
 
     def tick(self, site: Site, scope: Scope | None, read_time: Callable[[], Time] | None) -> tuple[Tick | None, Role]:
@@ -138,6 +140,7 @@ class Clock:
         if run is not track.run:
             track.forget(run)
         forward, role = track.enter(site, scope)
+        self.num_forwards += forward.num_calls == 1
         if forward.tick is None:
             forward.tick = self._tick(track, scope, read_time)
         elif read_time is not None and track.source in (Source.COUNT, Source.INDEX) and not _trusted(scope):

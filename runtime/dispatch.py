@@ -58,6 +58,7 @@ class Runtime:
     scopes: ScopeVariable = field(default_factory=ScopeVariable)
     counters: Counters = field(default_factory=Counters)
     states: dict[tuple[StreamKey, Role], StreamState] = field(default_factory=dict)
+    has_regions: bool = False  # in some graph compiled so far
     swept: dict[StreamKey, int] = field(default_factory=dict)  # the generation whose predecessors' states were freed
     lock: threading.RLock = field(default_factory=threading.RLock)  # reentrant: a progress bar may be collected within
 
@@ -145,6 +146,8 @@ class Observer:
         try:
             with runtime.lock:
                 runtime.clock.tick(self._info.site(args), scope, self._info.time_reader(args))
+            if not runtime.has_regions and runtime.clock.num_forwards > 1:
+                runtime.notify("no regions at all", _NO_REGIONS)
             return self._run(args)
         except BaseException:
             with runtime.lock:
@@ -252,6 +255,11 @@ class Dispatcher:
         self._runtime.notify("no step", _NO_STEP)
         return StreamState(0, 0, (0, ()), self._layout.allocate(args))
 
+
+_NO_REGIONS = (
+    "the model does not compile to one graph, and after a whole forward none of its graphs holds an attention or MLP with its "
+    "residual add: nothing is forecast, every call runs as plain torch.compile would. explain() lists where each graph ends."
+)
 
 _CHANGED = (
     "at step {step} of a generation the calls went over to other sizes (the batch, the resolution, a dtype changed) or to a part "

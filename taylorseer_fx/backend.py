@@ -174,9 +174,11 @@ class TaylorSeerBackend:
             runtime.counters.compiles += 1
             run: BoxedCallable = Observer(runtime, info, compile_graph(traced, inputs, tuple(static_inputs)))
         else:
+            self._rejected(result)
             variants = compile_variants(result, inputs, static_inputs, compile_graph)
             runtime.counters.compiles += len(variants)
             layout = BufferLayout.of([buffer.meta["val"] for buffer in result.guarded.buffers], inputs)
+            runtime.has_regions = True
             run = Dispatcher(runtime, info, variants, layout, result.guarded.coefficient_dtype)
         self._graphs.append(CompiledGraph(result, origin.graph_break))
         runtime.clock.has_time_inputs |= bool(result.time_inputs)
@@ -208,6 +210,12 @@ class TaylorSeerBackend:
         if self.config.on_no_regions == "error":
             raise NoRegionsError(message + 'Pass on_no_regions="warn" to compile such graphs as torch.compile would.')
         self._notify("no regions", message + "Compiled as plain torch.compile would.")
+
+    def _rejected(self, result: PassResult) -> None:
+        rejected = result.found.rejected
+        if rejected:
+            entries = "".join(f"\n  {entry}" for entry in rejected)
+            self._notify("rejected", f"executed in every step, not forecast (explain() tells the same):{entries}")
 
     def _notify(self, topic: str, message: str) -> None:
         """Say something once a backend."""

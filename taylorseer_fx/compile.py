@@ -18,6 +18,7 @@ from functorch.compile import make_boxed_func
 from torch import fx
 from torch._functorch import config as functorch_config
 from torch._inductor.compile_fx import compile_fx, compile_fx_inner
+from torch.fx._lazy_graph_module import _LazyGraphModule
 
 from taylorseer_fx.passes.pipeline import PassResult
 from taylorseer_fx.passes.specialize import StepKind
@@ -103,6 +104,7 @@ def compile_variants(
 
 def make_eager(gm: fx.GraphModule, _inputs: Sequence[Any], _static_inputs: tuple[int, ...]) -> BoxedCallable:
     """The graph as it is, run operator by operator."""
+    _LazyGraphModule.force_recompile(gm)
     boxed: BoxedCallable = make_boxed_func(gm.forward)
     return boxed
 

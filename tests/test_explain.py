@@ -8,7 +8,7 @@ from diffusers import DiTTransformer2DModel
 from expecttest import TestCase
 from torch import Tensor, fx, nn
 
-from taylorseer_fx import ConfigError, Report, TaylorSeerBackend, taylorseer_backend
+from taylorseer_fx import ConfigError, Report, TaylorSeerBackend, TaylorSeerWarning, taylorseer_backend
 from tests.graphs import op_counts
 
 
@@ -199,8 +199,10 @@ class TestWhen:
                 x = x + hidden.relu()
                 return x + self.second(x), hidden
 
-        with torch.no_grad(), backend.stream("a"):
-            torch.compile(Partly(), backend=backend)(torch.randn(3, 4))
+        compiled = torch.compile(Partly(), backend=backend)
+        with torch.no_grad(), backend.stream("a"), pytest.warns(TaylorSeerWarning, match="executed in every step") as said:
+            compiled(torch.randn(3, 4))
+        assert len(said) == 1
         report = backend.explain()
         assert len(report.regions) == len(report.rejected) == 1
         text = section(report, "executed in every step:")

@@ -339,6 +339,22 @@ def test_batch_changes_in_mid_generation():
     assert equal(generate(compiled), clean)
 
 
+@pytest.mark.parametrize("dynamic", [None, False])
+def test_resolutions_by_turns(dynamic):
+    """Generations of several sizes, one after another: each is right, and coming back to an old size recompiles nothing."""
+    model = tiny()
+    backend = taylorseer_backend(order=2, interval=3, warmup=2, compiler="eager")
+    compiled = torch.compile(model, backend=backend, fullgraph=True, dynamic=dynamic)
+    for length in (6, 9, 12):
+        reference = make_reference(model)
+        assert_close(generate(compiled, length=length), [reference(*step) for step in enumerate_inputs(length=length)])
+    with torch.compiler.set_stance("fail_on_recompile"):
+        for length in (9, 6, 12):
+            reference = make_reference(model)
+            assert_close(generate(compiled, length=length), [reference(*step) for step in enumerate_inputs(length=length)])
+    assert backend.stats().streams == 1
+
+
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 def test_grad_modes(mode):
     """Forecasts are right under ``no_grad`` and ``inference_mode``, and a generation under one leaves the other unharmed."""
