@@ -2,10 +2,11 @@
 
     graph 1:  %attn = ...heavy operators over %x...    returns (%x, %attn)
     break:    print(x.sum())
-    graph 2:  %out = add(%x, %attn)                    the add is here, the work was there
+    graph 2:  %out = add(%x, mul(%gate, %attn))        the add is here, the work was there
 
 In a graph that ends at a break, an output of the shape of an earlier state that it depends on through a heavy operator is such a
-branch, unless it is a state of a stream itself.
+branch, unless it is a state of a stream itself. In a graph that is a part of a broken model, so is an input that is added, gated
+or not, to another.
 """
 
 from collections.abc import Iterable
@@ -14,13 +15,13 @@ from torch import fx
 
 from taylorseer_fx.passes.dataflow import seed_reach
 from taylorseer_fx.passes.emit import outputs
-from taylorseer_fx.passes.module_path import common_path
-from taylorseer_fx.passes.ops import is_heavy, tensor_meta, undress
+from taylorseer_fx.passes.module_path import common_path, source_line
+from taylorseer_fx.passes.ops import aten, is_heavy, packet, tensor_meta, undress
 from taylorseer_fx.passes.regions import Reason, RegionSet, Rejected
 
 
-def find_cut_branches(graph: fx.Graph, parameters: Iterable[fx.Node], found: RegionSet, where: str) -> tuple[Rejected, ...]:
-    """The rejected branches of a graph that ends at a break; ``where`` names the line of the break."""
+def find_leaving_branches(graph: fx.Graph, parameters: Iterable[fx.Node], found: RegionSet, where: str) -> tuple[Rejected, ...]:
+    """The cut branches whose work is in ``graph``, which ends at a break in the line that ``where`` names."""
     weights = set(parameters)
     returned = [node for node in outputs(graph) if isinstance(node, fx.Node) and tensor_meta(node) is not None]
     adds = {feature.residual.add for feature in found.features}
@@ -40,6 +41,31 @@ def find_cut_branches(graph: fx.Graph, parameters: Iterable[fx.Node], found: Reg
         if heavy:
             rejected.append(Rejected(common_path(heavy, [branch]), Reason.BEYOND_BREAK, where))
     return tuple(dict.fromkeys(rejected))
+
+
+def find_arriving_branches(graph: fx.Graph, parameters: Iterable[fx.Node], found: RegionSet) -> tuple[Rejected, ...]:
+    """The cut branches whose residual add is in ``graph``, a part of a broken model."""
+    weights, adds = set(parameters), {feature.residual.add for feature in found.features}
+    rejected = []
+    for node in graph.find_nodes(op="call_function", target=aten.add.Tensor):
+        sides = node.all_input_nodes
+        if node in adds or len(sides) != 2 or not _same_shape(*sides):
+            continue
+        trunk, branch = (_ready_made(side, weights) for side in sides)
+        if trunk is not None and branch is not None and trunk is not branch:
+            rejected.append(Rejected(common_path([node], [node]), Reason.BEYOND_BREAK, source_line(node)))
+    return tuple(dict.fromkeys(rejected))
+
+
+def _ready_made(node: fx.Node, weights: set[fx.Node]) -> fx.Node | None:
+    """The floating-point input that ``node`` is, behind casts, views and one gate."""
+    node = undress(node)
+    if packet(node) is aten.mul and len(node.all_input_nodes) == 2:
+        factors = [undress(factor) for factor in node.all_input_nodes]
+        node = next((factor for factor in factors if factor.op == "placeholder" and _same_shape(factor, node)), node)
+    meta = tensor_meta(node)
+    is_input = node.op == "placeholder" and node not in weights and meta is not None and meta.dtype.is_floating_point
+    return node if is_input and meta is not None and meta.dim() > 2 else None
 
 
 def _same_shape(left: fx.Node, right: fx.Node) -> bool:

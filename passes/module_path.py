@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 from torch import fx
 
@@ -28,3 +29,14 @@ def common_path(nodes: Iterable[fx.Node], fallback: Sequence[fx.Node] = ()) -> s
         length = next((i for i, (a, b) in enumerate(zip(shared, path, strict=False)) if a != b), min(len(shared), len(path)))
         shared = shared[:length]
     return ".".join(shared) or (fallback[-1].name if fallback else "?")
+
+
+def source_line(node: fx.Node) -> str:
+    """``block.py:12 x = x + gate * branch``: the innermost line of the model that ``node`` was written in, or its name."""
+    lines = [line.strip() for line in (node.meta.get("stack_trace") or "").strip().splitlines()]
+    places = [i for i, line in enumerate(lines) if line.startswith("File ")]
+    match = re.match(r'File "(.*)", line (\d+)', lines[places[-1]]) if places else None
+    if match is None:
+        return node.name
+    code = lines[places[-1] + 1] if places[-1] + 1 < len(lines) else ""
+    return f"{Path(match[1]).name}:{match[2]} {code}".strip()

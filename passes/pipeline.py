@@ -16,7 +16,7 @@ from torch._logging._internal import trace_structured
 
 from taylorseer_fx.passes.canonicalize import canonicalize
 from taylorseer_fx.passes.clean_up import Variant, clean_up
-from taylorseer_fx.passes.find_cut_branches import find_cut_branches
+from taylorseer_fx.passes.find_cut_branches import find_arriving_branches, find_leaving_branches
 from taylorseer_fx.passes.find_regions import find_regions
 from taylorseer_fx.passes.guard_regions import GuardedGraph, guard_regions
 from taylorseer_fx.passes.regions import RegionSet
@@ -88,6 +88,7 @@ def run_passes(
     order: int,
     buffer_dtype: torch.dtype | None = None,
     graph_break: str | None = None,
+    is_part: bool = False,
 ) -> PassResult:
     """Run every pass.
 
@@ -97,6 +98,7 @@ def run_passes(
         order: highest derivative kept, 0 to 4.
         buffer_dtype: dtype of the derivative buffers; None keeps each feature's own.
         graph_break: where the model breaks off at the end of this graph, if it does.
+        is_part: the graph is a part of a model that does not compile as a whole.
 
     Raises:
         PassError: a pass failed.
@@ -108,9 +110,9 @@ def run_passes(
     placeholders = canonical.graph.find_nodes(op="placeholder")
     parameters = [placeholders[i] for i in static_inputs]
     found = stages.run("find_regions", lambda: find_regions(canonical.graph, parameters), lambda _: canonical)
-    if graph_break is not None:
-        cut = find_cut_branches(canonical.graph, parameters, found, graph_break)
-        found = replace(found, rejected=(*found.rejected, *cut))
+    leaving = find_leaving_branches(canonical.graph, parameters, found, graph_break) if graph_break is not None else ()
+    arriving = find_arriving_branches(canonical.graph, parameters, found) if is_part else ()
+    found = replace(found, rejected=(*found.rejected, *leaving, *arriving))
     time_inputs = find_time_inputs(canonical.graph, parameters)
     weight_input = _telling_weight(placeholders, static_inputs, found)
     if not found.regions:

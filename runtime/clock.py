@@ -61,12 +61,21 @@ class _Track:
     forward: Forward | None = None
     last_forward: Forward | None = None
 
-    def enter(self, site: Site, scope: Scope | None) -> tuple[Forward, Role]:
+    def enter(self, site: Site, scope: Scope | None, read_time: Callable[[], Time] | None) -> tuple[Forward, Role]:
         """The forward that a call belongs to, and its role there."""
-        if begins_forward(site, scope, self.forward, self.last_forward):
+        if begins_forward(site, scope, self.forward, self.last_forward) or self._has_moved(site, read_time):
             self.last_forward, self.forward = self.forward, Forward(site, scope)
         assert self.forward is not None
         return self.forward, self.forward.add(site)
+
+    def _has_moved(self, site: Site, read_time: Callable[[], Time] | None) -> bool:
+        """Is a place that was not known so far called at another timestep? Hooks that make new weights each forward do that."""
+        if read_time is None or self.source is not Source.TIMESTEP or self.time is None:
+            return False
+        if any(forward is not None and site in forward.counts for forward in (self.forward, self.last_forward)):
+            return False
+        time = read_time()
+        return len(time) == len(self.time) and time != self.time
 
     def advance(self, source: Source, time: Time) -> tuple[int, int]:
         """A forward at ``time``; returns (stream number, step)."""
@@ -139,7 +148,7 @@ class Clock:
         run = scope.run if scope is not None else None
         if run is not track.run:
             track.forget(run)
-        forward, role = track.enter(site, scope)
+        forward, role = track.enter(site, scope, read_time)
         self.num_forwards += forward.num_calls == 1
         if forward.tick is None:
             forward.tick = self._tick(track, scope, read_time)

@@ -45,6 +45,7 @@ class StreamState:
     buffers: list[Tensor]
     last_full: int = 0
     formed: int = -1
+    last_used: int = 0
 
 
 @dataclass
@@ -87,6 +88,11 @@ class Runtime:
         self.swept[tick.stream] = tick.generation
         stale = [key for key, s in self.states.items() if key[0] == tick.stream and s.generation < tick.generation]
         for key in stale:
+            del self.states[key]
+
+    def drop_unused(self, tick: Tick) -> None:
+        """Free what a stream keeps for places that it no longer comes by, after it came by a new one in mid-generation."""
+        for key in [key for key, s in self.states.items() if key[0] == tick.stream and s.last_used < tick.step - 1]:
             del self.states[key]
 
 
@@ -138,15 +144,15 @@ class Observer:
 
     _boxed_call = True
 
-    def __init__(self, runtime: Runtime, info: GraphInfo, run: BoxedCallable) -> None:
-        self._runtime, self._info, self._run = runtime, info, run
+    def __init__(self, runtime: Runtime, info: GraphInfo, run: BoxedCallable, is_part: bool) -> None:
+        self._runtime, self._info, self._run, self._is_part = runtime, info, run, is_part
 
     def __call__(self, args: list[Argument]) -> Sequence[Any]:
         runtime, scope = self._runtime, self._runtime.scopes.get()
         try:
             with runtime.lock:
                 runtime.clock.tick(self._info.site(args), scope, self._info.time_reader(args))
-            if not runtime.has_regions and runtime.clock.num_forwards > 1:
+            if self._is_part and not runtime.has_regions and runtime.clock.num_forwards > 1:
                 runtime.notify("no regions at all", _NO_REGIONS)
             return self._run(args)
         except BaseException:
@@ -226,6 +232,7 @@ class Dispatcher:
         layout = (self._info.number, self._layout.sizes(args))
         if state is None or state.generation != tick.generation or state.layout != layout:
             state = self._runtime.states[tick.stream, role] = self._begin_or_go_on(tick, state, layout, args)
+        state.last_used = tick.step
         return state
 
     def _begin_or_go_on(
@@ -243,6 +250,7 @@ class Dispatcher:
             stream == tick.stream and state.generation == tick.generation for (stream, _), state in self._runtime.states.items()
         ):
             self._runtime.notify("change in mid-generation", _CHANGED.format(step=tick.step))
+            self._runtime.drop_unused(tick)
         if old is None or not fits:
             return StreamState(tick.generation, tick.step, layout, self._layout.allocate(args))
         for buffer in old.buffers:

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from taylorseer_fx.runtime.clock import Tick
     from taylorseer_fx.runtime.scope import Scope
 
+# Of a forward that never seems to end, since hooks make new weights each time: what it remembers must be bounded.
+MAX_SITES = 10_000
+
 Site = Hashable
 Role = tuple[Site, int]  # a site, and how many times it was called before in the same forward
 
@@ -43,7 +46,7 @@ def begins_forward(site: Site, scope: "Scope | None", current: Forward | None, l
     The leader always begins one, and so does entering a scope. Without the leader (the model took another way through its code)
     the call that exceeds what the last forward did begins one, once all of that was called.
     """
-    if current is None or site == current.leader or scope is not current.scope:
+    if current is None or site == current.leader or scope is not current.scope or len(current.counts) > MAX_SITES:
         return True
     if last is None or current.counts.get(site, 0) < last.counts.get(site, 0):
         return False

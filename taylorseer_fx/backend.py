@@ -137,8 +137,8 @@ class TaylorSeerBackend:
             raise RuntimeError("explain() tells about a compiled graph: call the compiled model once first")
         if graph is None:
             graph = max((i for i, entry in enumerate(self._graphs) if entry.result.found.regions), default=-1)
-        places = {(state.layout[0], role) for (_, role), state in self._runtime.states.items()}
-        layers = Counter(number for number, _ in places)
+        graph_of_place = {role: state.layout[0] for (_, role), state in self._runtime.states.items()}
+        layers = Counter(graph_of_place.values())
         return describe_model(self._graphs, graph, self.config, layers)
 
     def stats(self) -> Stats:
@@ -166,13 +166,14 @@ class TaylorSeerBackend:
         """From the functional ATen graph to the callable that stands for it."""
         config, runtime = self.config, self._runtime
         where = origin.graph_break.where if origin.graph_break is not None else None
-        result = run_passes(traced, static_inputs, config.order, config.buffer_dtype, where)
+        result = run_passes(traced, static_inputs, config.order, config.buffer_dtype, where, origin.is_part)
         info = GraphInfo(len(self._graphs), result.weight_input, result.time_inputs)
         compile_graph = self._compiler(compile_graph)
         if result.guarded is None:
             self._no_regions(result, origin)
             runtime.counters.compiles += 1
-            run: BoxedCallable = Observer(runtime, info, compile_graph(traced, inputs, tuple(static_inputs)))
+            plain, is_part = compile_graph(traced, inputs, tuple(static_inputs)), origin.is_part or where is not None
+            run: BoxedCallable = Observer(runtime, info, plain, is_part)
         else:
             self._rejected(result)
             variants = compile_variants(result, inputs, static_inputs, compile_graph)
@@ -205,6 +206,7 @@ class TaylorSeerBackend:
             f"{found.num_residual_adds} residual adds{', none of which can be forecast:' + rejected if rejected else ''}. "
         )
         if origin.is_part or origin.graph_break is not None:
+            self._rejected(result)
             self._notify("graph breaks", _BROKEN + (f" First break: {origin.graph_break}." if origin.graph_break else ""))
             return
         if self.config.on_no_regions == "error":

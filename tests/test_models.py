@@ -77,7 +77,7 @@ def test_model(name):
             assert_forecast_exactly(backend, compiled, constant, eager_constant)
     assert_scheduled(forecast, variant)
     assert_full_steps_exact(first, eager, forecast)
-    assert row_of(variant, backend) == documented_row(name), "run `python -m tests.models.table`"
+    assert_documented(variant, backend)
     if not variant.broken:
         assert_covered(backend, variant)
 
@@ -109,6 +109,14 @@ def assert_forecast_exactly(backend: TaylorSeerBackend, compiled: Any, inputs: I
     for step in range(NUM_STEPS):
         with backend.stream("constant", step=step):
             assert_close(tensors(compiled(**inputs)), eager)
+
+
+def assert_documented(variant: Variant, backend: TaylorSeerBackend) -> None:
+    """The row in docs/models.md says the same; but how many graphs a broken model falls into depends on what ran before."""
+    row, documented = row_of(variant, backend).split(" | "), (documented_row(variant.name) or "").split(" | ")
+    if variant.broken:
+        del row[1], documented[1:2]
+    assert row == documented, "run `python -m tests.models.table`"
 
 
 def assert_covered(backend: TaylorSeerBackend, variant: Variant) -> None:

@@ -7,6 +7,7 @@ move, and what the forecast of a feature is to be comes from the reference, whic
 import re
 import warnings
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree
 
 from taylorseer_fx import TaylorSeerBackend, taylorseer_backend
+from taylorseer_fx.passes.ops import packet
 from tests.models import VARIANTS
 from tests.models.variant import Inputs, Variant
 from tests.reference import HookReference
@@ -96,7 +98,7 @@ JOINT = r"(transformer_blocks\.\d+\.(attn|attn2|ff|ff_context))"
 BASIC = r"(transformer_)?blocks\.\d+\.(attn1|attn2|ff|ffn)"
 PATTERNS = {
     "G": Pattern(VARIANTS["DiTTransformer2DModel"], r"transformer_blocks\.\d+\.(attn1|ff)"),
-    "N": Pattern(VARIANTS["StableAudioDiTModel"], BASIC),
+    "N": Pattern(VARIANTS["StableAudioDiTModel"], BASIC + r"|(pre|post)process_conv"),  # these are added to what they read
     "X": Pattern(VARIANTS["WanTransformer3DModel-t2v"], BASIC),
     "W": Pattern(VARIANTS["ZImageTransformer2DModel"], r"(layers|\w+_refiner)\.\d+\.(attention_norm2|ffn_norm2)"),
     "J": Pattern(VARIANTS["SD3Transformer2DModel"], JOINT, unread=1),  # the last block has no text to update
@@ -120,8 +122,8 @@ def tensors(output: Any) -> list[Tensor]:
 
 
 def relative_error(actual: list[Tensor], expected: list[Tensor]) -> float:
-    """The largest difference over the largest value, of the output where that is worst."""
-    return max(float((a - b).abs().max() / b.abs().max()) for a, b in zip(actual, expected, strict=True))
+    """The largest difference over the largest value, of the output where that is worst; NaN if any is."""
+    return float(torch.stack([(a - b).abs().max() / b.abs().max() for a, b in zip(actual, expected, strict=True)]).max())
 
 
 @pytest.mark.parametrize("code", CODES)
@@ -152,6 +154,25 @@ def assert_parity(pattern: Pattern, model: nn.Module, inputs: Any, tolerance: fl
     num_outputs = sum(map(len, reference.streams[None].differences.values()))
     assert sum(len(region.features) for region in backend.explain().regions) == num_outputs - pattern.unread > 0
     return backend
+
+
+def in_float16(variant: Variant, step: float, seed: int) -> Inputs:
+    return _pytree.tree_map_only(Tensor, lambda x: x.half() if x.is_floating_point() else x, variant.inputs(step, seed))
+
+
+def count_clips(graph: torch.fx.GraphModule) -> int:
+    clips = (torch.ops.aten.clamp, torch.ops.aten.clamp_min, torch.ops.aten.clamp_max)
+    return sum(packet(node) in clips for node in graph.graph.nodes)
+
+
+def test_flux_in_float16():
+    """Where FLUX clips both streams. Float16 rounds to 5e-4; the buffers are rounded to it, and so is every sum of a forecast."""
+    pattern = PATTERNS["S"]
+    with torch.no_grad():
+        model = nn.Module.to(pattern.variant.build(), torch.float16)
+        backend = assert_parity(pattern, model, partial(in_float16, pattern.variant), 0.01)
+    report = backend.explain()
+    assert count_clips(report.graph("forecast")) == count_clips(report.graph("full")) > 0
 
 
 def test_the_clip_matters():

@@ -123,7 +123,7 @@ def assert_calls(backend: TaylorSeerBackend, num_runs: int) -> None:
     assert stats.unforecast_calls == 0
 
 
-@pytest.mark.parametrize("name", ["flux-true-cfg", "wan", "qwenimage"])
+@pytest.mark.parametrize("name", ["flux-true-cfg", "wan", "qwen-image"])
 def test_regional_compilation(name):
     """``compile_repeated_blocks``: no compiled graph takes the timestep, so the attached pipeline's scheduler tells the step, and
     its contexts the stream. Equal to the model compiled as a whole.

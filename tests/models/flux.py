@@ -92,7 +92,7 @@ def flux2_inputs(step: float, seed: int) -> Inputs:
     return inputs | {"guidance": torch.full((1,), 4.0)}
 
 
-def flux3(flow_map: bool) -> nn.Module:
+def flux3() -> nn.Module:
     return randomize(
         Flux3Transformer2DModel(
             in_channels=4,
@@ -105,7 +105,6 @@ def flux3(flow_map: bool) -> nn.Module:
             timestep_channels=16,
             mlp_ratio=4.0,
             axes_dims_rope=(2, 2, 2, 2),
-            flow_map=flow_map,
         )
     )
 
@@ -122,10 +121,6 @@ def flux3_reference_inputs(step: float, seed: int) -> Inputs:
         "image_cond_hidden_states": noise((1, 64, 4), seed + 1, torch.float32),
         "image_cond_ids": ids,
     }
-
-
-def flux3_flow_map_inputs(step: float, seed: int) -> Inputs:
-    return flux3_inputs(step, seed) | {"target_timestep": torch.full((1,), 1.0 - (step + 1) / 50)}
 
 
 def chroma() -> nn.Module:
@@ -224,9 +219,8 @@ def ovis() -> nn.Module:
 VARIANTS = (
     Variant("FluxTransformer2DModel", flux, flux_inputs),
     Variant("Flux2Transformer2DModel", flux2, flux2_inputs),
-    Variant("Flux3Transformer2DModel", partial(flux3, flow_map=False), flux3_inputs),
-    Variant("Flux3Transformer2DModel-reference", partial(flux3, flow_map=False), flux3_reference_inputs),
-    Variant("Flux3Transformer2DModel-flow_map", partial(flux3, flow_map=True), flux3_flow_map_inputs),
+    Variant("Flux3Transformer2DModel", flux3, flux3_inputs),
+    Variant("Flux3Transformer2DModel-reference", flux3, flux3_reference_inputs),
     Variant("ChromaTransformer2DModel", chroma, chroma_inputs),
     Variant("BriaTransformer2DModel", bria, bria_inputs),
     Variant("BriaFiboTransformer2DModel", bria_fibo, bria_fibo_inputs),

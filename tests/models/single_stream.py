@@ -165,11 +165,6 @@ def fibo2_inputs(step: float, seed: int, batch: int = 1) -> Inputs:
     }
 
 
-def fibo2_edit_inputs(step: float, seed: int) -> Inputs:
-    context = [noise((1, 4, size, size), seed + size, torch.float32) for size in (8, 12)]
-    return fibo2_inputs(step, seed) | {"context_latents": context}
-
-
 def fibo2_mask_inputs(step: float, seed: int) -> Inputs:
     """Two prompts of unequal length: the shorter one's padding is masked, of its gist tokens too."""
     mask = torch.ones(2, TEXT, dtype=torch.bool)
@@ -216,7 +211,6 @@ VARIANTS = (
     Variant("Ideogram4Transformer2DModel", ideogram4, ideogram4_inputs, ascending=True),
     Variant("Krea2Transformer2DModel", krea2, krea2_inputs),
     Variant("BriaFibo2Transformer2DModel", fibo2, fibo2_inputs),
-    Variant("BriaFibo2Transformer2DModel-edit", fibo2, fibo2_edit_inputs),
     Variant("BriaFibo2Transformer2DModel-mask", fibo2, fibo2_mask_inputs, broken=GISTS),
     Variant("DreamLiteTransformer2DModel", partial(dreamlite, use_self_attention=True), dreamlite_inputs, untimed=UNET),
     Variant(

@@ -27,7 +27,7 @@ def row_of(variant: Variant, backend: TaylorSeerBackend) -> str:
     for i in range(num_graphs):
         report = backend.explain(graph=i)
         summary = report.graphs[i]
-        layers = max(summary.num_layers, 1)
+        layers = summary.num_layers if summary.num_regions else 1  # none: superseded by a graph for more shapes
         num_features += layers * summary.num_features
         kinds.update({kind: layers * n for kind, n in Counter(region.kind for region in report.regions).items()})
         reasons.update({entry.reason.value: layers for entry in report.rejected})

@@ -191,5 +191,12 @@ VARIANTS = (
         ),
         cosmos_transfer_inputs,
     ),
-    Variant("MochiTransformer3DModel", mochi, mochi_inputs, fullgraph=True, attends="the prompt is pooled by attention"),
+    Variant(
+        "MochiTransformer3DModel",
+        mochi,
+        mochi_inputs,
+        fullgraph=True,
+        attends="the prompt is pooled by attention",
+        ascending=True,
+    ),
 )
