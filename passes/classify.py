@@ -9,6 +9,7 @@ from collections.abc import Collection, Sequence
 
 from torch import fx
 
+from taylorseer_fx.passes.dataflow import ancestors
 from taylorseer_fx.passes.ops import FUSED_ATTENTION, contraction_operands, is_heavy, is_opaque, packet
 from taylorseer_fx.passes.regions import Kind
 
@@ -28,7 +29,7 @@ def classify(
     if not attention:
         return Kind.MLP
     projection = _descendants(attention, nodes) - _descendants(set(nested), nodes)
-    around = _ancestors(features, set(nodes) - attention)
+    around = ancestors(features, inside=set(nodes) - attention)
     return Kind.BOTH if any(is_heavy(node) and node not in projection for node in around) else Kind.ATTENTION
 
 
@@ -58,16 +59,4 @@ def _descendants(sources: set[fx.Node], nodes: Sequence[fx.Node]) -> set[fx.Node
     for node in nodes:
         if any(source in found for source in node.all_input_nodes):
             found.add(node)
-    return found
-
-
-def _ancestors(targets: Sequence[fx.Node], inside: set[fx.Node]) -> set[fx.Node]:
-    """``targets`` and all that lead to them, without leaving ``inside``."""
-    found: set[fx.Node] = set()
-    stack = list(targets)
-    while stack:
-        node = stack.pop()
-        if node in inside and node not in found:
-            found.add(node)
-            stack.extend(node.all_input_nodes)
     return found

@@ -4,7 +4,7 @@ Bits stand for *seeds*, a few chosen nodes, not for all nodes: a graph of n node
 is n big-integer ORs.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 
 from torch import fx
 
@@ -71,6 +71,18 @@ def live_nodes(graph: fx.Graph, cut: Iterable[fx.Node] = (), roots: Iterable[fx.
 def _is_mutation(node: fx.Node) -> bool:
     schema = getattr(node.target, "_schema", None)
     return node.op == "call_function" and schema is not None and bool(schema.is_mutable)
+
+
+def ancestors(targets: Iterable[fx.Node], inside: Container[fx.Node] | None = None) -> dict[fx.Node, None]:
+    """``targets`` and all that lead to them, without leaving ``inside``."""
+    found: dict[fx.Node, None] = {}
+    stack = list(targets)
+    while stack:
+        node = stack.pop()
+        if node not in found and (inside is None or node in inside):
+            found[node] = None
+            stack.extend(node.all_input_nodes)
+    return found
 
 
 def descends_from(targets: Sequence[fx.Node], sources: Iterable[fx.Node], order: dict[fx.Node, int]) -> bool:

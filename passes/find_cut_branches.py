@@ -6,17 +6,17 @@
 
 In a graph that ends at a break, an output of the shape of an earlier state that it depends on through a heavy operator is such a
 branch, unless it is a state of a stream itself. In a graph that is a part of a broken model, so is an input that is added, gated
-or not, to another.
+or not, to another, where the sum is a state of a stream: others are added to it, or it is returned.
 """
 
 from collections.abc import Iterable
 
 from torch import fx
 
-from taylorseer_fx.passes.dataflow import seed_reach
+from taylorseer_fx.passes.dataflow import ancestors, seed_reach
 from taylorseer_fx.passes.emit import outputs
 from taylorseer_fx.passes.module_path import common_path, source_line
-from taylorseer_fx.passes.ops import aten, is_heavy, packet, tensor_meta, undress
+from taylorseer_fx.passes.ops import aten, is_heavy, packet, same_shape, tensor_meta, undress
 from taylorseer_fx.passes.regions import Reason, RegionSet, Rejected
 
 
@@ -32,11 +32,11 @@ def find_leaving_branches(graph: fx.Graph, parameters: Iterable[fx.Node], found:
     order = {node: i for i, node in enumerate(graph.nodes)}
     rejected = []
     for branch in returned:
-        sources = [state for state in states if _same_shape(state, branch) and reach.depends_through_heavy(branch, state)]
+        sources = [state for state in states if same_shape(state, branch) and reach.depends_through_heavy(branch, state)]
         if undress(branch) in adds or not sources:
             continue
         latest = max(sources, key=order.__getitem__)
-        candidates = (node for node in _ancestors(branch) if is_heavy(node) and reach.depends(node, latest))
+        candidates = (node for node in ancestors([branch]) if is_heavy(node) and reach.depends(node, latest))
         heavy = [node for node in candidates if node not in in_regions]
         if heavy:
             rejected.append(Rejected(common_path(heavy, [branch]), Reason.BEYOND_BREAK, where))
@@ -45,11 +45,15 @@ def find_leaving_branches(graph: fx.Graph, parameters: Iterable[fx.Node], found:
 
 def find_arriving_branches(graph: fx.Graph, parameters: Iterable[fx.Node], found: RegionSet) -> tuple[Rejected, ...]:
     """The cut branches whose residual add is in ``graph``, a part of a broken model."""
-    weights, adds = set(parameters), {feature.residual.add for feature in found.features}
+    weights = set(parameters)
+    states = {undress(node) for node in outputs(graph) if isinstance(node, fx.Node)}
+    for feature in found.features:
+        states |= {feature.residual.trunk, feature.residual.root}
+    adds = {feature.residual.add for feature in found.features}
     rejected = []
     for node in graph.find_nodes(op="call_function", target=aten.add.Tensor):
         sides = node.all_input_nodes
-        if node in adds or len(sides) != 2 or not _same_shape(*sides):
+        if node not in states or node in adds or len(sides) != 2 or not same_shape(*sides):
             continue
         trunk, branch = (_ready_made(side, weights) for side in sides)
         if trunk is not None and branch is not None and trunk is not branch:
@@ -62,23 +66,7 @@ def _ready_made(node: fx.Node, weights: set[fx.Node]) -> fx.Node | None:
     node = undress(node)
     if packet(node) is aten.mul and len(node.all_input_nodes) == 2:
         factors = [undress(factor) for factor in node.all_input_nodes]
-        node = next((factor for factor in factors if factor.op == "placeholder" and _same_shape(factor, node)), node)
+        node = next((factor for factor in factors if factor.op == "placeholder" and same_shape(factor, node)), node)
     meta = tensor_meta(node)
     is_input = node.op == "placeholder" and node not in weights and meta is not None and meta.dtype.is_floating_point
-    return node if is_input and meta is not None and meta.dim() > 2 else None
-
-
-def _same_shape(left: fx.Node, right: fx.Node) -> bool:
-    a, b = tensor_meta(left), tensor_meta(right)
-    return a is not None and b is not None and a.shape == b.shape
-
-
-def _ancestors(node: fx.Node) -> list[fx.Node]:
-    seen: dict[fx.Node, None] = {}
-    stack = [node]
-    while stack:
-        current = stack.pop()
-        if current not in seen:
-            seen[current] = None
-            stack.extend(current.all_input_nodes)
-    return list(seen)
+    return node if is_input else None

@@ -80,11 +80,9 @@ def _outermost(found: tuple[Feature, ...], order: dict[fx.Node, int], reach: See
     lengths = Counter(feature.residual.root for feature in found)
 
     def lies_within(inner: ResidualAdd, outer: Feature) -> bool:
-        if inner.add is outer.residual.add or order[inner.add] > order[outer.node]:
-            return False
         forks_off = inner.trunk is outer.residual.trunk
-        is_born_there = lengths[inner.root] == 1 and reach.depends_through_heavy(inner.root, outer.residual.source)
-        return (forks_off or is_born_there) and descends_from([outer.node], [inner.add], order)
+        is_born_there = lengths[inner.root] == 1 and _is_born_behind(inner, outer, reach)
+        return (forks_off or is_born_there) and _leads_to(inner, outer, order)
 
     return tuple(inner for inner in found if not any(lies_within(inner.residual, outer) for outer in found))
 
@@ -94,13 +92,22 @@ def _born_within(group: tuple[Feature, ...], order: dict[fx.Node, int], reach: S
     does: ``s = s @ w[t] + u[t]``.
     """
 
-    def lies_within(inner: Feature, outer: Feature) -> bool:
-        if order[inner.residual.add] > order[outer.node] or inner is outer:
-            return False
-        is_born_there = reach.depends_through_heavy(inner.residual.root, outer.residual.source)
-        return is_born_there and descends_from([outer.node], [inner.residual.add], order)
+    def lies_within(inner: ResidualAdd, outer: Feature) -> bool:
+        return _is_born_behind(inner, outer, reach) and _leads_to(inner, outer, order)
 
-    return {inner for inner in group if any(lies_within(inner, outer) for outer in group)}
+    return {inner for inner in group if any(lies_within(inner.residual, outer) for outer in group)}
+
+
+def _is_born_behind(inner: ResidualAdd, outer: Feature, reach: SeedReach) -> bool:
+    """Does the stream of ``inner`` begin behind heavy work on the stream of ``outer``?"""
+    return reach.depends_through_heavy(inner.root, outer.residual.source)
+
+
+def _leads_to(inner: ResidualAdd, outer: Feature, order: dict[fx.Node, int]) -> bool:
+    """Does the feature of another add need the sum of ``inner``?"""
+    if inner.add is outer.residual.add or order[inner.add] > order[outer.node]:
+        return False
+    return descends_from([outer.node], [inner.add], order)
 
 
 def _owners(graph: fx.Graph, features: tuple[Feature, ...]) -> Owners:

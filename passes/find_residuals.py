@@ -12,10 +12,9 @@ is looked at.
 """
 
 from torch import fx
-from torch.fx.experimental.symbolic_shapes import guard_or_false, sym_eq
 
 from taylorseer_fx.passes.dataflow import SeedReach
-from taylorseer_fx.passes.ops import CASTS, ELEMENTWISE_DRESS, aten, dressed_input, packet, tensor_meta, undress
+from taylorseer_fx.passes.ops import CASTS, ELEMENTWISE_DRESS, aten, dressed_input, packet, same_shape, tensor_meta, undress
 from taylorseer_fx.passes.regions import Feature, ResidualAdd
 
 
@@ -39,10 +38,9 @@ def find_features(graph: fx.Graph) -> tuple[Feature, ...]:
 def _is_equal_shape_add(node: fx.Node) -> bool:
     if node.op != "call_function" or packet(node) is not aten.add or len(node.all_input_nodes) != 2:
         return False
-    left, right = (tensor_meta(side) for side in node.all_input_nodes)
-    if left is None or right is None or left.dim() != right.dim() or left.dim() == 0:
-        return False
-    return guard_or_false(sym_eq(left.shape, right.shape))  # a size that only the data tell equals itself alone
+    left, right = node.all_input_nodes
+    meta = tensor_meta(left)
+    return meta is not None and meta.dim() > 0 and same_shape(left, right)
 
 
 def _as_residual(add: fx.Node, known: dict[fx.Node, ResidualAdd], reach: SeedReach) -> ResidualAdd | None:

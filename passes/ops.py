@@ -110,10 +110,7 @@ def _masked_input(node: fx.Node) -> fx.Node | None:
         masked = [arg for arg in candidates if not _is_mask(arg)]
     if len(candidates) != 2 or len(masked) != 1:
         return None
-    whole, part = tensor_meta(node), tensor_meta(masked[0])
-    if whole is None or part is None or whole.dim() != part.dim() or not guard_or_false(sym_eq(whole.shape, part.shape)):
-        return None
-    return masked[0]
+    return masked[0] if same_shape(node, masked[0]) else None
 
 
 def _is_mask(node: fx.Node) -> bool:
@@ -129,6 +126,12 @@ def undress(node: fx.Node) -> fx.Node:
     while (inner := dressed_input(node)) is not None:
         node = inner
     return node
+
+
+def same_shape(left: fx.Node, right: fx.Node) -> bool:
+    """Are both tensors, of one shape? A size that only the data tell equals itself alone."""
+    a, b = tensor_meta(left), tensor_meta(right)
+    return a is not None and b is not None and a.dim() == b.dim() and guard_or_false(sym_eq(a.shape, b.shape))
 
 
 def tensor_meta(node: fx.Node) -> torch.Tensor | None:

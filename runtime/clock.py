@@ -79,7 +79,7 @@ class _Track:
 
     def advance(self, source: Source, time: Time) -> tuple[int, int]:
         """A forward at ``time``; returns (stream number, step)."""
-        ascending = source in (Source.STEP, Source.INDEX, Source.COUNT)
+        ascending = source is not Source.TIMESTEP
         if self.time is None or source is not self.source:
             self._begin(source, time, ascending)
         elif time == self.time:
@@ -189,14 +189,11 @@ class Clock:
         return Source.COUNT, (count,)
 
     def abandon(self, scope: Scope | None) -> None:
-        """A call failed: what comes next in this scope is a new generation."""
-        self.forget(lambda name: name == (scope.name if scope is not None else None))
+        """A call failed: what comes next in this scope is a new generation, with a number of its own, since states remain."""
+        track = self._tracks.get(scope.name if scope is not None else None)
+        if track is not None:
+            track.forget(track.run)
 
     def forget(self, chosen: Callable[[str | None], bool] = lambda _: True) -> None:
-        """Let the next call in each of the ``chosen`` scopes begin a new generation.
-
-        Generation numbers go on, so that no old state is ever taken for a new one.
-        """
-        for name, track in self._tracks.items():
-            if chosen(name):
-                track.forget(track.run)
+        """Drop the tracks of the ``chosen`` scopes, whose states are freed: the next call there begins anew."""
+        self._tracks = {name: track for name, track in self._tracks.items() if not chosen(name)}

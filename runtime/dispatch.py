@@ -72,28 +72,29 @@ class Runtime:
         """Free all buffers and forget all streams."""
         with self.lock:
             self.states.clear()
+            self.swept.clear()
             self.clock.forget()
 
     def forget(self, scope_name: str | None, contexts: Collection[str] | None = None) -> None:
         """End the generations of a scope and free their buffers: of all scopes within it, or of the named ``contexts`` there."""
         with self.lock:
             self.clock.forget(lambda name: _within(name, scope_name, contexts))
-            for key in [key for key in self.states if _within(key[0][0], scope_name, contexts)]:
-                del self.states[key]
+            self._free(lambda stream, _: _within(stream[0], scope_name, contexts))
+            self.swept = {stream: n for stream, n in self.swept.items() if not _within(stream[0], scope_name, contexts)}
 
     def sweep(self, tick: Tick) -> None:
         """Free what a stream kept of earlier generations in places that this one did not come by in its first step."""
         if tick.step == 0 or self.swept.get(tick.stream) == tick.generation:
             return
         self.swept[tick.stream] = tick.generation
-        stale = [key for key, s in self.states.items() if key[0] == tick.stream and s.generation < tick.generation]
-        for key in stale:
-            del self.states[key]
+        self._free(lambda stream, state: stream == tick.stream and state.generation < tick.generation)
 
     def drop_unused(self, tick: Tick) -> None:
         """Free what a stream keeps for places that it no longer comes by, after it came by a new one in mid-generation."""
-        for key in [key for key, s in self.states.items() if key[0] == tick.stream and s.last_used < tick.step - 1]:
-            del self.states[key]
+        self._free(lambda stream, state: stream == tick.stream and state.last_used < tick.step - 1)
+
+    def _free(self, chosen: Callable[[StreamKey, StreamState], bool]) -> None:
+        self.states = {key: state for key, state in self.states.items() if not chosen(key[0], state)}
 
 
 def _within(name: str | None, outer: str | None, contexts: Collection[str] | None) -> bool:

@@ -55,6 +55,9 @@ class GraphBreak:
     where: str
     reason: str
 
+    def __str__(self) -> str:
+        return f"{self.where} ({self.reason})"
+
 
 def graph_break_after(gm: fx.GraphModule) -> GraphBreak | None:
     """The break at the end of a Dynamo graph; None where the compiled function returns."""
@@ -66,7 +69,7 @@ def graph_break_after(gm: fx.GraphModule) -> GraphBreak | None:
     return GraphBreak(where, cause.reason.strip().splitlines()[0])
 
 
-def is_called_from_python(entry: str = "compile_wrapper") -> bool:
+def is_called_from_python() -> bool:
     """Is the function being compiled called by a part of the model that Dynamo left to Python (a broken loop, say)?
 
     Between Dynamo, which is compiling the function, and the place where it was entered lie only frames of torch, unless so.
@@ -74,7 +77,7 @@ def is_called_from_python(entry: str = "compile_wrapper") -> bool:
     frame: FrameType | None = sys._getframe()
     while frame is not None and not frame.f_code.co_filename.endswith("convert_frame.py"):
         frame = frame.f_back
-    while frame is not None and frame.f_code.co_name != entry:
+    while frame is not None and frame.f_code.co_name != "compile_wrapper":
         if not frame.f_globals.get("__name__", "").startswith("torch."):
             return True
         frame = frame.f_back

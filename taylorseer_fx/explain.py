@@ -168,7 +168,7 @@ def _summarize(entry: CompiledGraph, num_layers: int) -> GraphSummary:
         flops={name: count_flops(gm.graph) for name, gm in _step_graphs(result).items()},
         takes_time=bool(result.time_inputs),
         num_layers=num_layers,
-        ends_at=f"{entry.graph_break.where} ({entry.graph_break.reason})" if entry.graph_break is not None else "return",
+        ends_at=str(entry.graph_break or "return"),
     )
 
 

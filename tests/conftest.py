@@ -1,5 +1,6 @@
 """What every test gets without asking: a Dynamo that has compiled nothing yet, and a core to itself."""
 
+import gc
 from collections.abc import Iterator
 
 import pytest
@@ -12,6 +13,12 @@ def pytest_configure(config: pytest.Config) -> None:
     """Workers that run side by side share the cores: threads that wait for one another's core are ten times slower."""
     workers = int(getattr(config, "workerinput", {}).get("workercount", 1))
     torch.set_num_threads(max(1, torch.get_num_threads() // workers))
+
+
+def pytest_collection_finish() -> None:
+    """What the imports made stays to the end: without it in every sweep of the garbage collector, tracing is a tenth faster."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
