@@ -11,6 +11,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from benchmarks.workloads import Workload, tiny_dit
 from taylorseer_fx import taylorseer_backend
 from taylorseer_fx.passes.specialize import StepKind
+from taylorseer_fx.passes.taylor import Storage
 from taylorseer_fx.runtime.buffers import BufferLayout
 from taylorseer_fx.runtime.dispatch import CompiledVariant, Dispatcher, GraphInfo, Runtime, picker
 from taylorseer_fx.runtime.schedule import Schedule
@@ -24,7 +25,7 @@ def test_dispatch_flux_sized(benchmark: BenchmarkFixture) -> None:
     template = torch.empty(1)
     layout = BufferLayout.of([template] * (NUM_FEATURES * (ORDER + 1)), [template] * (NUM_WEIGHTS + 1))
     variant = CompiledVariant(_nothing, picker(range(NUM_WEIGHTS // 3)))
-    runtime = Runtime(Schedule(), ORDER, lambda *_: None)
+    runtime = Runtime(Schedule(), Storage(ORDER), lambda *_: None)
     dispatcher = Dispatcher(runtime, GraphInfo(0, 0, (NUM_WEIGHTS,)), dict.fromkeys(StepKind, variant), layout, torch.float32)
     weights = [torch.empty(1)] * NUM_WEIGHTS
     timesteps = [torch.full((2,), 1000 - 20 * step) for step in range(NUM_STEPS)]

@@ -37,10 +37,10 @@ def clean_up(gm: fx.GraphModule) -> Variant:
 
 
 def eliminate_dead_code(graph: fx.Graph) -> None:
-    graph.eliminate_dead_code(is_impure_node=_has_effect)
+    graph.eliminate_dead_code(is_impure_node=has_effect)
     graph.lint()
 
 
-def _has_effect(node: fx.Node) -> bool:
+def has_effect(node: fx.Node) -> bool:
     """FX's own rule (inputs, outputs, writes, assertions), less the collectives."""
     return getattr(node.target, "namespace", None) != "_c10d_functional" and bool(node.is_impure())

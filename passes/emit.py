@@ -1,16 +1,20 @@
 """Append a node to a graph with its fake value, so that ``meta["val"]`` is always fresh for the next pass and for Inductor."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from operator import attrgetter
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import SymInt, Tensor, fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx._lazy_graph_module import _LazyGraphModule
 from torch.fx.traceback import preserve_node_meta
 
+from taylorseer_fx.passes.windows import Window
+
 Emit = Callable[..., fx.Node]
+
+TO_THE_END = 2**63 - 1  # the end of such a slice
 
 
 def graph_fake_mode(graph: fx.Graph) -> FakeTensorMode:
@@ -22,10 +26,11 @@ def graph_fake_mode(graph: fx.Graph) -> FakeTensorMode:
 def emitter(graph: fx.Graph, mode: FakeTensorMode) -> Emit:
     """``emit(op, *args)`` appends ``op(*args)`` to ``graph`` at its insertion point."""
 
-    def emit(target: Callable[..., Any], *args: Any) -> fx.Node:
-        node = graph.call_function(target, args)
+    def emit(target: Callable[..., Any], *args: Any, **kwargs: Any) -> fx.Node:
+        node = graph.call_function(target, args, kwargs)
         with mode, preserve_node_meta(False):
-            node.meta["val"] = target(*fx.map_arg(args, lambda arg: arg.meta["val"]))
+            fake_args, fake_kwargs = fx.map_arg((args, kwargs), lambda arg: arg.meta["val"])
+            node.meta["val"] = target(*fake_args, **fake_kwargs)
         return node
 
     return emit
@@ -41,6 +46,22 @@ def cast(emit: Emit, node: fx.Node, dtype: torch.dtype) -> fx.Node:
     if node.meta["val"].dtype == dtype:
         return node
     return emit(torch.ops.prims.convert_element_type.default, node, dtype)
+
+
+def emit_window(emit: Emit, node: fx.Node, window: Window) -> fx.Node:
+    """The part of ``node`` that ``window`` is."""
+    for dim, part in enumerate(window):
+        if part is not None:
+            node = emit(torch.ops.aten.slice.Tensor, node, dim, part[0], TO_THE_END if part[1] is None else part[1])
+    return node
+
+
+def emit_padded(emit: Emit, node: fx.Node, window: Window, sizes: Sequence[int | SymInt]) -> fx.Node:
+    """A tensor of ``sizes`` that is ``node`` in ``window`` and zero elsewhere."""
+    pads: list[int] = []
+    for part, size in zip(reversed(window), reversed(sizes), strict=True):
+        pads += (part[0], 0 if part[1] is None else int(size) - part[1]) if part is not None else (0, 0)
+    return emit(torch.ops.aten.constant_pad_nd.default, node, pads, 0.0) if any(pads) else node
 
 
 def placeholder(graph: fx.Graph, name: str, value: Tensor) -> fx.Node:

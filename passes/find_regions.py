@@ -9,34 +9,32 @@ live-outs: they are forecast together or not at all. Work that several regions s
 nested in another one belongs to the outer one.
 """
 
-import operator
 from collections import Counter
 from collections.abc import Iterable
 
 from torch import fx
 
 from taylorseer_fx.passes.classify import activation_nodes, classify
-from taylorseer_fx.passes.dataflow import SeedReach, descends_from, live_nodes, seed_reach
+from taylorseer_fx.passes.dataflow import SeedReach, descends_from, seed_reach
 from taylorseer_fx.passes.find_residuals import find_features
 from taylorseer_fx.passes.module_path import common_path
 from taylorseer_fx.passes.ops import is_heavy, tensor_meta
-from taylorseer_fx.passes.regions import Feature, Reason, Region, RegionSet, Rejected, ResidualAdd
-
-Owners = dict[fx.Node, tuple[Feature, ...]]
+from taylorseer_fx.passes.ownership import find_bodies, find_owners, join_sharing
+from taylorseer_fx.passes.regions import Feature, Reason, Region, RegionSet, Rejected, ResidualAdd, order_of, region_border
 
 
 def find_regions(graph: fx.Graph, parameters: Iterable[fx.Node]) -> RegionSet:
     """All regions of a canonical graph. ``parameters`` are its weight placeholders, the same in every call."""
     found = find_features(graph)
     reach = seed_reach(graph, (feature.residual.source for feature in found))
-    order = {node: i for i, node in enumerate(graph.nodes)}
+    order = order_of(graph)
     outermost = _outermost(found, order, reach)
     nested = {feature.residual.add for feature in found} - {feature.residual.add for feature in outermost}
     kept, rejected = _reject_non_floating(outermost)
     while True:
-        owners = _owners(graph, kept)
-        groups = _group(kept, owners, reach)
-        bodies = _bodies(groups, owners)
+        owners = find_owners(graph, kept, roots=[feature.residual.add for feature in kept])
+        groups = join_sharing(kept, owners, reach, lambda feature: feature.residual.source)
+        bodies = find_bodies(groups, owners)
         refused = _refuse(groups, bodies, order)
         if not refused:
             break
@@ -110,59 +108,6 @@ def _leads_to(inner: ResidualAdd, outer: Feature, order: dict[fx.Node, int]) -> 
     return descends_from([outer.node], [inner.add], order)
 
 
-def _owners(graph: fx.Graph, features: tuple[Feature, ...]) -> Owners:
-    """For every node that dies when the features are cut and the streams kept: the features that need it."""
-    cut = (feature.node for feature in features)
-    live = live_nodes(graph, cut, roots=(feature.residual.add for feature in features))
-    bits = {feature.node: 1 << i for i, feature in enumerate(features)}
-    masks: dict[fx.Node, int] = {}
-    for node in reversed(graph.nodes):
-        if node in bits:
-            masks[node] = bits[node]
-        elif node not in live and node.op not in ("placeholder", "get_attr"):
-            mask = 0
-            for user in node.users:
-                mask |= masks.get(user, 0)
-            masks[node] = mask
-    unpacked = {mask: tuple(f for i, f in enumerate(features) if mask >> i & 1) for mask in set(masks.values())}
-    return {node: unpacked[mask] for node, mask in masks.items() if mask}
-
-
-def _group(features: tuple[Feature, ...], owners: Owners, reach: SeedReach) -> list[tuple[Feature, ...]]:
-    """Join the features that share work which depends on the streams of both."""
-    leader = {feature: feature for feature in features}
-
-    def find(feature: Feature) -> Feature:
-        while leader[feature] is not feature:
-            feature = leader[feature]
-        return feature
-
-    for node, sharing in owners.items():
-        if len(sharing) > 1:
-            joint = [feature for feature in sharing if reach.depends(node, feature.residual.source)]
-            for feature in joint[1:]:
-                leader[find(feature)] = find(joint[0])
-    groups: dict[Feature, list[Feature]] = {}
-    for feature in features:
-        groups.setdefault(find(feature), []).append(feature)
-    return [tuple(group) for group in groups.values()]
-
-
-def _bodies(groups: list[tuple[Feature, ...]], owners: Owners) -> list[set[fx.Node]]:
-    """The nodes of each group's region: all of whose owners are in the group.
-
-    What picks one output of an outside node with several (``getitem`` of the ``split`` of an adaLN) stays with that node, so
-    that only tensors cross the border.
-    """
-    group_of = {feature: i for i, group in enumerate(groups) for feature in group}
-    bodies: list[set[fx.Node]] = [set() for _ in groups]
-    for node, sharing in owners.items():
-        indices = {group_of[feature] for feature in sharing}
-        if len(indices) == 1:
-            bodies[indices.pop()].add(node)
-    return [{node for node in body if node.target is not operator.getitem or node.args[0] in body} for body in bodies]
-
-
 def _refuse(
     groups: list[tuple[Feature, ...]], bodies: list[set[fx.Node]], order: dict[fx.Node, int]
 ) -> list[tuple[tuple[Feature, ...], Rejected]]:
@@ -173,14 +118,9 @@ def _refuse(
         if not any(map(is_heavy, body)):
             detail = f"feature {outputs[0].name} of {common_path(outputs, outputs)}"
             refused.append((group, Rejected(path, Reason.NEEDED_ELSEWHERE, detail)))
-        elif len(group) > 1 and descends_from(_live_ins(body, order), outputs, order):
+        elif len(group) > 1 and descends_from(region_border(body, order)[1], outputs, order):
             refused.append((group, Rejected(path, Reason.CYCLE, ", ".join(node.name for node in outputs))))
     return refused
-
-
-def _live_ins(body: set[fx.Node], order: dict[fx.Node, int]) -> list[fx.Node]:
-    outside = {source for node in body for source in node.all_input_nodes} - body
-    return sorted(outside, key=order.__getitem__)
 
 
 def _region(
@@ -191,12 +131,12 @@ def _region(
     nested: set[fx.Node],
     reach: SeedReach,
 ) -> Region:
-    nodes = sorted(body, key=order.__getitem__)
+    nodes, live_ins = region_border(body, order)
     on_stream = [node for node in nodes if any(reach.depends(node, feature.residual.source) for feature in group)]
     return Region(
         path=common_path(filter(is_heavy, on_stream), nodes),
         kind=classify(nodes, [feature.node for feature in group], activations, nested),
         features=tuple(sorted(group, key=lambda feature: order[feature.node])),
-        nodes=tuple(nodes),
-        live_ins=tuple(_live_ins(body, order)),
+        nodes=nodes,
+        live_ins=live_ins,
     )

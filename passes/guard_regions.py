@@ -3,14 +3,15 @@
     before:  %F = ...region...(%live_ins)
              %out = add(mul(%gate, %F), %x)
 
-    after:   %F, %d0', %d1' = cond(%is_full, region_full, region_forecast, (%live_ins, %d0, %d1, %reciprocal_gaps, %weights))
+    after:   %F, %b0', %b1' = cond(%is_full, region_full, region_forecast, (%live_ins, %b0, %b1, %weights))
              %out = add(mul(%gate, %F), %x)
-             return %out, %d0', %d1'
+             return %out, %b0', %b1'
 
-    region_full       executes the region and returns the feature with its new differences
+    region_full       executes the region and returns the feature with the new value of its buffers
     region_forecast   returns the polynomial and passes the buffers through
 
-The graph is functional and runs as it is, given the extra inputs; that makes it the reference for what specialising does to it.
+Of a feature only the part that forecast steps read is kept (``find_kept``); its forecast is zero elsewhere. The graph is
+functional and runs as it is, given the extra inputs; that makes it the reference for what specialising does to it.
 """
 
 import operator
@@ -20,11 +21,24 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from taylorseer_fx.passes.dataflow import live_nodes
-from taylorseer_fx.passes.emit import attribute, emitter, graph_fake_mode, graph_module, outputs, placeholder
-from taylorseer_fx.passes.regions import Region, RegionSet
-from taylorseer_fx.passes.taylor import accumulation_dtype, emit_differences, emit_polynomial
+from taylorseer_fx.passes.emit import (
+    Emit,
+    attribute,
+    cast,
+    emit_padded,
+    emit_window,
+    emitter,
+    graph_fake_mode,
+    graph_module,
+    outputs,
+    placeholder,
+)
+from taylorseer_fx.passes.ops import aten
+from taylorseer_fx.passes.regions import Feature, Region, RegionSet
+from taylorseer_fx.passes.taylor import Storage, accumulation_dtype, emit_differences, emit_polynomial, emit_snapshots
 
 cond = torch.ops.higher_order.cond
 
@@ -33,15 +47,15 @@ cond = torch.ops.higher_order.cond
 class GuardedGraph:
     """A graph of guarded branches and how to call it.
 
-    Inputs: the ``num_inputs`` of the original graph, then ``is_full`` (bool scalar), ``reciprocal_gaps`` ``[order]``,
-    ``weights`` ``[order + 1]``, then the derivative buffers, feature by feature and within it order by order. Outputs: the
-    ``num_outputs`` of the original graph, then the new value of every buffer.
+    Inputs: the ``num_inputs`` of the original graph, then ``is_full`` (bool scalar), ``weights`` ``[order + 1]``, where the
+    buffers are differences ``reciprocal_gaps`` ``[order]``, then the derivative buffers, order by order and within it feature by
+    feature. Outputs: the ``num_outputs`` of the original graph, then the new value of every buffer.
     """
 
     gm: fx.GraphModule
     num_inputs: int
     num_outputs: int
-    order: int
+    storage: Storage
     coefficient_dtype: torch.dtype
 
     @property
@@ -54,31 +68,34 @@ class GuardedGraph:
 
     @property
     def coefficients(self) -> list[fx.Node]:
-        """``reciprocal_gaps`` and ``weights``."""
-        return self.placeholders[self.num_inputs + 1 : self.num_inputs + 3]
+        """``weights``, and ``reciprocal_gaps`` where the buffers are differences."""
+        return self.placeholders[self.num_inputs + 1 : self.num_inputs + 1 + _num_coefficients(self.storage)]
 
     @property
     def buffers(self) -> list[fx.Node]:
-        return self.placeholders[self.num_inputs + 3 :]
+        return self.placeholders[self.num_inputs + 1 + _num_coefficients(self.storage) :]
 
 
-def guard_regions(gm: fx.GraphModule, found: RegionSet, order: int, buffer_dtype: torch.dtype | None) -> GuardedGraph:
+def _num_coefficients(storage: Storage) -> int:
+    return 2 if storage.keeps_differences else 1
+
+
+def guard_regions(gm: fx.GraphModule, found: RegionSet, storage: Storage) -> GuardedGraph:
     """A new graph in which each region of ``found`` is a guarded branch; ``gm`` is left as it is.
 
     Args:
         gm: the canonical graph that ``found`` was found in.
         found: its regions.
-        order: highest derivative kept, 0 to 4: ``order + 1`` buffers a feature.
-        buffer_dtype: dtype of the buffers; None keeps each feature's own.
+        storage: what is kept of a feature.
     """
-    return _Builder(gm, found, order, buffer_dtype).build()
+    return _Builder(gm, found, storage).build()
 
 
 class _Builder:
     """Copies a graph node by node, putting a guarded branch where the first live-out of a region is read."""
 
-    def __init__(self, gm: fx.GraphModule, found: RegionSet, order: int, buffer_dtype: torch.dtype | None) -> None:
-        self.gm, self.found = gm, found
+    def __init__(self, gm: fx.GraphModule, found: RegionSet, storage: Storage) -> None:
+        self.gm, self.found, self.storage = gm, found, storage
         self.graph = fx.Graph()
         self.attributes: dict[str, Any] = {}
         self.mode = graph_fake_mode(gm.graph)
@@ -88,28 +105,35 @@ class _Builder:
         inputs = gm.graph.find_nodes(op="placeholder")
         self.num_inputs = len(inputs)
         self.env.update({node: self.graph.node_copy(node) for node in inputs})
-        self._add_inputs(order, buffer_dtype)
+        self._add_inputs()
 
-    def _add_inputs(self, order: int, buffer_dtype: torch.dtype | None) -> None:
-        features = [feature.node for feature in self.found.features]
-        like = [node.meta["val"] for node in features]
-        wide = {accumulation_dtype(value.dtype) for value in like}
-        self.order, self.coefficient_dtype = order, max(wide, key=lambda dtype: dtype.itemsize)
+    def _add_inputs(self) -> None:
+        kept = [feature for feature in self.found.features if feature.kept is not None]
+        like = {feature: _kept_value(feature, self.mode) for feature in kept}
+        wide = {accumulation_dtype(value.dtype) for value in like.values()}
+        self.coefficient_dtype = max(wide, key=lambda dtype: dtype.itemsize)
+        device, order = next(iter(like.values())).device, self.storage.order
 
-        def coefficients(count: int) -> Tensor:
-            return torch.empty(count, dtype=self.coefficient_dtype, device=like[0].device)
+        def coefficients(name: str, count: int) -> fx.Node:
+            return placeholder(self.graph, name, torch.empty(count, dtype=self.coefficient_dtype, device=device))
+
+        def buffers(i: int) -> list[fx.Node]:
+            return [
+                placeholder(self.graph, f"feature{f}_b{i}", torch.empty_like(like[feature], dtype=self._dtypes(feature)[i]))
+                for f, feature in enumerate(kept)
+            ]
 
         with self.mode:
             self.is_full = placeholder(self.graph, "is_full", torch.empty((), dtype=torch.bool))
-            self.reciprocal_gaps = placeholder(self.graph, "reciprocal_gaps", coefficients(order))
-            self.weights = placeholder(self.graph, "weights", coefficients(order + 1))
-            self.buffers = {
-                node: [
-                    placeholder(self.graph, f"feature{f}_d{i}", torch.empty_like(like[f], dtype=buffer_dtype))
-                    for i in range(order + 1)
-                ]
-                for f, node in enumerate(features)
-            }
+            self.coefficients = [coefficients("weights", order + 1)]
+            if self.storage.keeps_differences:
+                self.coefficients.append(coefficients("reciprocal_gaps", order))
+            by_order = [buffers(i) for i in range(order + 1)]
+        self.ordered = [buffer for row in by_order for buffer in row]
+        self.buffers = dict(zip((feature.node for feature in kept), zip(*by_order, strict=True), strict=True))
+
+    def _dtypes(self, feature: Feature) -> tuple[torch.dtype, ...]:
+        return self.storage.dtypes(feature.node.meta["val"].dtype)
 
     def build(self) -> GuardedGraph:
         checks = self._checks_of_regions()
@@ -118,10 +142,10 @@ class _Builder:
                 self._materialize(node)
         output = self.gm.graph.output_node()
         results = fx.map_arg(outputs(self.gm.graph), self._materialize)
-        new = [self.new_buffers[buffer] for buffers in self.buffers.values() for buffer in buffers]
+        new = [self.new_buffers[buffer] for buffer in self.ordered]
         self.graph.output((*results, *new)).meta.update(output.meta)
         guarded = graph_module(self.attributes, self.graph, "GuardedGraph")
-        return GuardedGraph(guarded, self.num_inputs, len(results), self.order, self.coefficient_dtype)
+        return GuardedGraph(guarded, self.num_inputs, len(results), self.storage, self.coefficient_dtype)
 
     def _checks_of_regions(self) -> set[fx.Node]:
         """Assertions about what is inside a region (data-dependent sizes, say), with what only they need. Nothing outside a
@@ -160,8 +184,8 @@ class _Builder:
     def _add_branch(self, region: Region) -> None:
         index = self.found.regions.index(region)
         live_ins = [node for node in region.live_ins if node.op != "get_attr"]
-        buffers = [buffer for feature in region.features for buffer in self.buffers[feature.node]]
-        operands = [*(self.env[node] for node in live_ins), *buffers, self.reciprocal_gaps, self.weights]
+        buffers = [buffer for feature in region.features for buffer in self.buffers.get(feature.node, ())]
+        operands = [*(self.env[node] for node in live_ins), *buffers, *self.coefficients]
         branches = []
         for kind, fill in (("full", self._execute), ("forecast", self._forecast)):
             name = f"region{index}_{kind}"
@@ -185,8 +209,9 @@ class _Builder:
         for node in region.live_ins:
             if node.op == "get_attr":
                 env[node] = _copy(node, env, graph, self.gm, attributes)
-        buffers = dict(zip(operands[len(live_ins) : -2], inputs[len(live_ins) : -2], strict=True))
-        inside = _Branch(graph, attributes, env, buffers, reciprocal_gaps=inputs[-2], weights=inputs[-1])
+        first_coefficient = len(operands) - len(self.coefficients)
+        buffers = dict(zip(operands[len(live_ins) : first_coefficient], inputs[len(live_ins) : first_coefficient], strict=True))
+        inside = _Branch(graph, attributes, env, buffers, tuple(inputs[first_coefficient:]))
         graph.output(tuple(fill(region, inside)))
         return graph_module(attributes, graph, name)
 
@@ -194,20 +219,36 @@ class _Builder:
         for node in region.nodes:
             inside.env[node] = _copy(node, inside.env, inside.graph, self.gm, inside.attributes)
         emit = emitter(inside.graph, self.mode)
-        features = [inside.env[feature.node] for feature in region.features]
-        results = list(features)
-        for feature, value in zip(region.features, features, strict=True):
+        results = [inside.env[feature.node] for feature in region.features]
+        for feature in region.features:
+            if feature.kept is None:
+                continue
+            value = emit_window(emit, inside.env[feature.node], feature.window)
+            if feature.base is not None:
+                wide = accumulation_dtype(value.meta["val"].dtype)
+                value = emit(aten.sub.Tensor, cast(emit, value, wide), cast(emit, inside.env[feature.base], wide))
             stored = [inside.buffers[buffer] for buffer in self.buffers[feature.node]]
-            results += emit_differences(emit, value, stored, inside.reciprocal_gaps)
+            if self.storage.keeps_differences:
+                results += emit_differences(emit, value, stored, inside.coefficients[1])
+            else:
+                results += emit_snapshots(emit, value, stored)
         return results
 
     def _forecast(self, region: Region, inside: "_Branch") -> list[fx.Node]:
         emit = emitter(inside.graph, self.mode)
-        forecasts = []
-        for feature in region.features:
-            stored = [inside.buffers[buffer] for buffer in self.buffers[feature.node]]
-            forecasts.append(emit_polynomial(emit, stored, inside.weights, feature.node.meta["val"].dtype))
+        forecasts = [self._forecast_feature(emit, feature, inside) for feature in region.features]
         return [*forecasts, *inside.buffers.values()]
+
+    def _forecast_feature(self, emit: Emit, feature: Feature, inside: "_Branch") -> fx.Node:
+        whole_value = feature.node.meta["val"]
+        if feature.kept is None:
+            return emit(aten.full.default, tuple(whole_value.shape), 0.0, dtype=whole_value.dtype, device=whole_value.device)
+        stored = [inside.buffers[buffer] for buffer in self.buffers[feature.node]]
+        wide = accumulation_dtype(whole_value.dtype)
+        value = emit_polynomial(emit, stored, inside.coefficients[0], wide)
+        if feature.base is not None:
+            value = emit(aten.add.Tensor, cast(emit, inside.env[feature.base], wide), value)
+        return emit_padded(emit, cast(emit, value, whole_value.dtype), feature.window, whole_value.shape)
 
 
 @dataclass(frozen=True)
@@ -218,8 +259,17 @@ class _Branch:
     attributes: dict[str, Any]
     env: dict[fx.Node, fx.Node]
     buffers: dict[fx.Node, fx.Node]
-    reciprocal_gaps: fx.Node
-    weights: fx.Node
+    coefficients: tuple[fx.Node, ...]
+
+
+def _kept_value(feature: Feature, mode: FakeTensorMode) -> Tensor:
+    """A fake tensor like the part of ``feature`` that is kept."""
+    value: Tensor = feature.node.meta["val"]
+    with mode:
+        for dim, part in enumerate(feature.window):
+            if part is not None:
+                value = value.narrow(dim, part[0], (value.shape[dim] if part[1] is None else part[1]) - part[0])
+        return value
 
 
 _Fill = Callable[[Region, _Branch], list[fx.Node]]

@@ -31,6 +31,18 @@ def common_path(nodes: Iterable[fx.Node], fallback: Sequence[fx.Node] = ()) -> s
     return ".".join(shared) or (fallback[-1].name if fallback else "?")
 
 
+def span_path(nodes: Sequence[fx.Node]) -> str:
+    """The innermost module that contains all ``nodes``, in graph order; where there is none, the first and the last one."""
+    paths = [".".join(path) for path in map(module_path, nodes) if path]
+    shared = common_path(nodes)
+    return f"{paths[0]} to {paths[-1]}" if paths and shared not in (*paths, *_parents(paths[0])) else shared
+
+
+def _parents(path: str) -> list[str]:
+    parts = path.split(".")
+    return [".".join(parts[:i]) for i in range(1, len(parts))]
+
+
 def source_line(node: fx.Node) -> str:
     """``block.py:12 x = x + gate * branch``: the innermost line of the model that ``node`` was written in, or its name."""
     lines = [line.strip() for line in (node.meta.get("stack_trace") or "").strip().splitlines()]

@@ -10,17 +10,20 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
-import torch
 from torch import fx
 from torch._logging._internal import trace_structured
 
 from taylorseer_fx.passes.canonicalize import canonicalize
 from taylorseer_fx.passes.clean_up import Variant, clean_up
 from taylorseer_fx.passes.find_cut_branches import find_arriving_branches, find_leaving_branches
+from taylorseer_fx.passes.find_kept import find_kept, num_buffer_bytes
 from taylorseer_fx.passes.find_regions import find_regions
+from taylorseer_fx.passes.find_stack import find_stack
 from taylorseer_fx.passes.guard_regions import GuardedGraph, guard_regions
+from taylorseer_fx.passes.narrow import narrow
 from taylorseer_fx.passes.regions import RegionSet
 from taylorseer_fx.passes.specialize import StepKind, specialize
+from taylorseer_fx.passes.taylor import Storage
 from taylorseer_fx.passes.time_inputs import find_time_inputs
 
 log = logging.getLogger(__name__)
@@ -41,11 +44,25 @@ class StageRecord:
 
 
 @dataclass(frozen=True)
+class Selection:
+    """What is taken for a feature: every attention and MLP ("module"), or a whole stream ("stack"). With a ``budget``, in bytes,
+    modules where their buffers fit in it.
+    """
+
+    granularity: str = "module"
+    budget: int | None = None
+
+
+@dataclass(frozen=True)
 class PassResult:
-    """Everything the passes made of one graph."""
+    """Everything the passes made of one graph. ``module_bytes``: what the buffers of a stream take, or would, with a feature for
+    every module; None where these were not looked for.
+    """
 
     canonical: fx.GraphModule
     found: RegionSet
+    granularity: str
+    module_bytes: int | None
     time_inputs: tuple[int, ...]
     weight_input: int | None
     guarded: GuardedGraph | None
@@ -85,8 +102,8 @@ class _Stages:
 def run_passes(
     traced: fx.GraphModule,
     static_inputs: Iterable[int],
-    order: int,
-    buffer_dtype: torch.dtype | None = None,
+    storage: Storage,
+    selection: Selection = Selection(),
     graph_break: str | None = None,
     is_part: bool = False,
 ) -> PassResult:
@@ -95,8 +112,8 @@ def run_passes(
     Args:
         traced: functional ATen graph with ``meta["val"]`` on every node; left as it is.
         static_inputs: positions of its weight inputs.
-        order: highest derivative kept, 0 to 4.
-        buffer_dtype: dtype of the derivative buffers; None keeps each feature's own.
+        storage: what is kept of each feature.
+        selection: what is taken for a feature.
         graph_break: where the model breaks off at the end of this graph, if it does.
         is_part: the graph is a part of a model that does not compile as a whole.
 
@@ -109,17 +126,38 @@ def run_passes(
     canonical = stages.run("canonicalize", lambda: canonicalize(traced), lambda gm: gm)
     placeholders = canonical.graph.find_nodes(op="placeholder")
     parameters = [placeholders[i] for i in static_inputs]
-    found = stages.run("find_regions", lambda: find_regions(canonical.graph, parameters), lambda _: canonical)
+    granularity, module_bytes, found = _select(stages, canonical, parameters, storage, selection)
     leaving = find_leaving_branches(canonical.graph, parameters, found, graph_break) if graph_break is not None else ()
     arriving = find_arriving_branches(canonical.graph, parameters, found) if is_part else ()
     found = replace(found, rejected=(*found.rejected, *leaving, *arriving))
     time_inputs = find_time_inputs(canonical.graph, parameters)
     weight_input = _telling_weight(placeholders, static_inputs, found)
     if not found.regions:
-        return PassResult(canonical, found, time_inputs, weight_input, None, {}, tuple(stages.records))
-    guarded = stages.run("guard_regions", lambda: guard_regions(canonical, found, order, buffer_dtype), lambda result: result.gm)
+        return PassResult(canonical, found, granularity, module_bytes, time_inputs, weight_input, None, {}, tuple(stages.records))
+    guarded = stages.run("guard_regions", lambda: guard_regions(canonical, found, storage), lambda result: result.gm)
     variants = {kind: _variant(stages, guarded, kind) for kind in StepKind}
-    return PassResult(canonical, found, time_inputs, weight_input, guarded, variants, tuple(stages.records))
+    return PassResult(
+        canonical, found, granularity, module_bytes, time_inputs, weight_input, guarded, variants, tuple(stages.records)
+    )
+
+
+def _select(
+    stages: _Stages, canonical: fx.GraphModule, parameters: Sequence[fx.Node], storage: Storage, selection: Selection
+) -> tuple[str, int | None, RegionSet]:
+    """The granularity chosen, the bytes of the buffers that modules need, if they were looked for, and the regions."""
+    graph = canonical.graph
+
+    def find(name: str, finder: Callable[[], RegionSet]) -> RegionSet:
+        found = stages.run(name, finder, lambda _: canonical)
+        return stages.run("find_kept", lambda: find_kept(graph, found), lambda _: canonical)
+
+    needed = None
+    if selection.granularity == "module":
+        modules = find("find_regions", lambda: find_regions(graph, parameters))
+        needed = sum(num_buffer_bytes(feature, storage) for feature in modules.features)
+        if selection.budget is None or needed <= selection.budget:
+            return "module", needed, modules
+    return "stack", needed, find("find_stack", lambda: find_stack(graph))
 
 
 def _telling_weight(placeholders: Sequence[fx.Node], static_inputs: Iterable[int], found: RegionSet) -> int | None:
@@ -131,6 +169,9 @@ def _telling_weight(placeholders: Sequence[fx.Node], static_inputs: Iterable[int
 
 def _variant(stages: _Stages, guarded: GuardedGraph, kind: StepKind) -> Variant:
     special = stages.run(f"specialize_{kind.value}", lambda: specialize(guarded, kind), lambda gm: gm)
+    if kind is StepKind.FORECAST:
+        narrowed = special
+        special = stages.run("narrow_forecast", lambda: narrow(narrowed), lambda gm: gm)
     return stages.run(f"clean_up_{kind.value}", lambda: clean_up(special), lambda variant: variant.gm)
 
 

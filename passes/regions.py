@@ -1,9 +1,16 @@
 """What the region finder found: plain frozen data that the later passes and ``explain()`` read."""
 
 import enum
+import operator
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from torch import fx
+
+from taylorseer_fx.passes.windows import Window, whole
+
+Nodes = tuple[fx.Node, ...]
+Order = dict[fx.Node, int]
 
 
 class Kind(enum.Enum):
@@ -12,6 +19,7 @@ class Kind(enum.Enum):
     ATTENTION = "attention"
     MLP = "mlp"
     BOTH = "attention+mlp"
+    STACK = "stack"
 
 
 class Reason(enum.Enum):
@@ -38,10 +46,22 @@ class ResidualAdd:
 
 @dataclass(frozen=True)
 class Feature:
-    """The part of a residual branch that is forecast: the branch without its gates."""
+    """A tensor that is forecast: a residual branch without its gates, or what a whole stack adds to its stream.
+
+    ``kept``: the part of ``node`` that a forecast step reads, None if it reads none of it; then nothing is kept. ``base``: what
+    is taken off that part before it is kept, and added to the forecast; it is computed in every step.
+    """
 
     node: fx.Node
     residual: ResidualAdd
+    base: fx.Node | None = None
+    kept: Window | None = ()
+
+    @property
+    def window(self) -> Window:
+        """``kept``, of a feature of which something is kept."""
+        assert self.kept is not None
+        return self.kept or whole(self.node)
 
 
 @dataclass(frozen=True)
@@ -79,3 +99,19 @@ class RegionSet:
     @property
     def features(self) -> tuple[Feature, ...]:
         return tuple(feature for region in self.regions for feature in region.features)
+
+
+def order_of(graph: fx.Graph) -> Order:
+    """The position of every node."""
+    return {node: i for i, node in enumerate(graph.nodes)}
+
+
+def region_border(body: set[fx.Node], order: Order, extra: Iterable[fx.Node | None] = ()) -> tuple[Nodes, Nodes]:
+    """The nodes of a region and the outside nodes that it reads, ``extra`` among them; both in graph order.
+
+    What picks one output of an outside node with several (``getitem`` of the ``split`` of an adaLN) stays with that node, so
+    that only tensors cross the border.
+    """
+    inside = {node for node in body if node.target is not operator.getitem or node.args[0] in body}
+    read = {source for node in inside for source in node.all_input_nodes}.union(node for node in extra if node is not None)
+    return tuple(sorted(inside, key=order.__getitem__)), tuple(sorted(read - inside, key=order.__getitem__))

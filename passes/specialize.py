@@ -1,17 +1,18 @@
 """Fold the predicate of every guarded branch: one graph a step kind, buffers updated in place.
 
-    before:  %F, %d0', %d1' = cond(%is_full, region_full, region_forecast, (...))     return %out, %d0', %d1'
+    before:  %F, %b0', %b1' = cond(%is_full, region_full, region_forecast, (...))     return %out, %d0', %d1'
 
-    FULL:      %F = ...region...                          FORECAST:  %F = add(mul(%d0, %w0), mul(%d1, %w1))
-               %d1' = mul(sub(%F, %d0), %r0)                         return %out
-               copy_(%d0, %F), copy_(%d1, %d1')
+    FULL:      %F = ...region...                          FORECAST:  %F = add(mul(%b0, %w0), mul(%b1, %w1))
+               copy_(%b1, %F)                                        return %out
                return %out
 
-A buffer that a branch passes through needs no copy. What the forecast leaves unread is for ``clean_up`` to remove.
+Snapshots change places: the newest is written over the oldest, and the runtime counts it as the newest from then on. Differences
+are all written. A buffer that a branch passes through needs no copy. What the forecast leaves unread is for ``clean_up``.
 """
 
 import enum
 import operator
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
@@ -44,12 +45,20 @@ def specialize(guarded: GuardedGraph, kind: StepKind) -> fx.GraphModule:
                 attributes[str(node.target)] = attribute(guarded.gm, node)
             env[node] = graph.node_copy(node, env.__getitem__)
     results = fx.map_arg(outputs(source), env.__getitem__)
-    for buffer, new in zip(guarded.buffers, results[guarded.num_outputs :], strict=True):
-        if new is not env[buffer]:
-            store = graph.call_function(torch.ops.aten.copy_.default, (env[buffer], new))
-            store.meta["val"] = buffer.meta["val"]
+    for buffer, new in _stores(guarded, [env[buffer] for buffer in guarded.buffers], results[guarded.num_outputs :]):
+        store = graph.call_function(torch.ops.aten.copy_.default, (buffer, new))
+        store.meta["val"] = buffer.meta["val"]
     graph.output(tuple(results[: guarded.num_outputs])).meta.update(source.output_node().meta)
     return graph_module(attributes, graph, f"{kind.value.capitalize()}Step")
+
+
+def _stores(guarded: GuardedGraph, old: Sequence[fx.Node], new: Sequence[fx.Node]) -> list[tuple[fx.Node, fx.Node]]:
+    """What is to be written where, so that the buffers hold ``new``; snapshots are in age order, so only the newest is."""
+    if not guarded.storage.keeps_differences:
+        num_features = len(old) // (guarded.storage.order + 1)
+        if new[0] is not old[0]:
+            return list(zip(old[-num_features:], new[:num_features], strict=True))
+    return [(before, after) for before, after in zip(old, new, strict=True) if after is not before]
 
 
 def _is_branch_name(node: fx.Node) -> bool:

@@ -1,15 +1,19 @@
-"""The numerics as graph nodes: the Taylor polynomial of a forecast step and the difference update of a full step.
+"""The numerics as graph nodes: the Taylor polynomial of a forecast step and the update of the buffers in a full step.
 
-    forecast   F      = sum_i weights[i] * D_i                                weights[i] = k**i / i!  for the official recursion
-    update     D_0'   = F
-               D_i+1' = (D_i' - D_i) * reciprocal_gaps[i]
+    forecast           F     = sum_i weights[i] * B_i
+
+    snapshots          B_0'   = F,  B_(i+1)' = B_i                     the buffers only change places: one is written, none read
+    differences        B_0'   = F,  B_(i+1)' = (B_i' - B_i) * reciprocal_gaps[i]
 
 Both are linear in the buffers, so the coefficients are data: one graph serves every step, interval and gap, and an order that
-is not formed yet has coefficient zero. Sums and differences accumulate in float32 (float64 under a float64 feature) whatever the
-buffers' dtype. (TaylorSeer, arXiv 2503.06923, equations 3 and 6, as its official code computes them.)
+is not formed yet has coefficient zero. With snapshots the weights say what the recursion would make of them
+(``runtime/weights.py``). Differences are small, so they can be kept in eight bits; then the update is the recursion itself. Sums
+accumulate in float32 (float64 under a float64 feature) whatever the buffers' dtype. (TaylorSeer, arXiv 2503.06923, equations 3
+and 6, as its official code computes them.)
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import fx
@@ -18,21 +22,47 @@ from taylorseer_fx.passes.emit import Emit, cast
 
 aten = torch.ops.aten
 
+FLOAT8 = (torch.float8_e5m2, torch.float8_e4m3fn)
+
+
+@dataclass(frozen=True)
+class Storage:
+    """What is kept of a feature: ``order + 1`` buffers, in ``dtype`` or its own.
+
+    An eight-bit ``dtype`` is that of the differences of order 1 and up; the feature itself is kept as it is.
+    """
+
+    order: int
+    dtype: torch.dtype | None = None
+
+    @property
+    def keeps_differences(self) -> bool:
+        return self.dtype in FLOAT8
+
+    def dtypes(self, feature: torch.dtype) -> tuple[torch.dtype, ...]:
+        """Of the buffers of a feature, order by order (newest first, where they are snapshots)."""
+        dtype = self.dtype or feature
+        return (feature if self.keeps_differences else dtype, *[dtype] * self.order)
+
 
 def accumulation_dtype(feature: torch.dtype) -> torch.dtype:
     return torch.promote_types(feature, torch.float32)
 
 
-def emit_polynomial(emit: Emit, buffers: Sequence[fx.Node], weights: fx.Node, dtype: torch.dtype) -> fx.Node:
-    """``sum_i weights[i] * buffers[i]`` as a tensor of ``dtype``."""
-    wide = accumulation_dtype(dtype)
+def emit_polynomial(emit: Emit, buffers: Sequence[fx.Node], weights: fx.Node, wide: torch.dtype) -> fx.Node:
+    """``sum_i weights[i] * buffers[i]`` as a tensor of the dtype ``wide``."""
     total: fx.Node | None = None
     for i, buffer in enumerate(buffers):
         weight = cast(emit, emit(aten.select.int, weights, 0, i), wide)
         term = emit(aten.mul.Tensor, cast(emit, buffer, wide), weight)
         total = term if total is None else emit(aten.add.Tensor, total, term)
     assert total is not None, "a feature has at least the buffer of order 0"
-    return cast(emit, total, dtype)
+    return total
+
+
+def emit_snapshots(emit: Emit, feature: fx.Node, buffers: Sequence[fx.Node]) -> list[fx.Node]:
+    """The new value of every buffer: the feature just computed, then the buffers before, less the oldest."""
+    return [cast(emit, feature, buffers[0].meta["val"].dtype), *buffers[:-1]]
 
 
 def emit_differences(emit: Emit, feature: fx.Node, buffers: Sequence[fx.Node], reciprocal_gaps: fx.Node) -> list[fx.Node]:
@@ -43,4 +73,11 @@ def emit_differences(emit: Emit, feature: fx.Node, buffers: Sequence[fx.Node], r
         reciprocal_gap = cast(emit, emit(aten.select.int, reciprocal_gaps, 0, i), wide)
         difference = emit(aten.sub.Tensor, new[-1], cast(emit, buffer, wide))
         new.append(emit(aten.mul.Tensor, difference, reciprocal_gap))
-    return [cast(emit, value, buffer.meta["val"].dtype) for value, buffer in zip(new, buffers, strict=True)]
+    return [_stored(emit, value, buffer.meta["val"].dtype) for value, buffer in zip(new, buffers, strict=True)]
+
+
+def _stored(emit: Emit, value: fx.Node, dtype: torch.dtype) -> fx.Node:
+    if dtype in FLOAT8:  # beyond its range lies infinity or no number; the largest one is the better forecast
+        limit = torch.finfo(dtype).max
+        value = emit(aten.clamp.default, value, -limit, limit)
+    return cast(emit, value, dtype)

@@ -15,12 +15,13 @@ import torch
 from torch import Tensor
 
 from taylorseer_fx.passes.specialize import StepKind
+from taylorseer_fx.passes.taylor import Storage
 from taylorseer_fx.runtime.buffers import Argument, BufferLayout, num_bytes
 from taylorseer_fx.runtime.clock import MAX_STREAMS, Clock, StreamKey, Tick
 from taylorseer_fx.runtime.forward import Role, Site
 from taylorseer_fx.runtime.schedule import Schedule
 from taylorseer_fx.runtime.scope import ScopeVariable, Time
-from taylorseer_fx.runtime.weights import formed_after, reciprocal_gaps, taylor_weights
+from taylorseer_fx.runtime.weights import DifferenceHistory, History, Row, SnapshotHistory
 
 BoxedCallable = Callable[[list[Any]], Sequence[Any]]
 
@@ -43,8 +44,8 @@ class StreamState:
     first_step: int
     layout: tuple[int, tuple[int, ...]]
     buffers: list[Tensor]
+    history: History
     last_full: int = 0
-    formed: int = -1
     last_used: int = 0
 
 
@@ -53,15 +54,20 @@ class Runtime:
     """What the graphs of one backend share."""
 
     schedule: Schedule
-    order: int
+    storage: Storage
     notify: Callable[[str, str], None]
     clock: Clock = field(default_factory=Clock)
     scopes: ScopeVariable = field(default_factory=ScopeVariable)
     counters: Counters = field(default_factory=Counters)
     states: dict[tuple[StreamKey, Role], StreamState] = field(default_factory=dict)
+    peak_buffer_bytes: int = 0
     has_regions: bool = False  # in some graph compiled so far
     swept: dict[StreamKey, int] = field(default_factory=dict)  # the generation whose predecessors' states were freed
     lock: threading.RLock = field(default_factory=threading.RLock)  # reentrant: a progress bar may be collected within
+
+    def note_peak(self) -> None:
+        """Called after every allocation of buffers."""
+        self.peak_buffer_bytes = max(self.peak_buffer_bytes, self.buffer_bytes)
 
     @property
     def buffer_bytes(self) -> int:
@@ -177,6 +183,7 @@ class Dispatcher:
     ) -> None:
         self._runtime, self._info, self._layout = runtime, info, layout
         self._full_variant, self._forecast_variant = variants[StepKind.FULL], variants[StepKind.FORECAST]
+        self._num_coefficients = 2 if runtime.storage.keeps_differences else 1
         self._dtype, self._device = coefficient_dtype, layout.templates[0].device
         self._coefficients: dict[tuple[float, ...], Tensor] = {}
 
@@ -195,24 +202,28 @@ class Dispatcher:
             raise
 
     def _execute(self, step: int, state: StreamState, args: list[Argument]) -> Sequence[Any]:
-        runtime = self._runtime
-        formed = formed_after(state.formed, step, runtime.schedule.warmup_steps, runtime.order)
-        gaps = self._tensor(reciprocal_gaps(runtime.order, formed, max(step - state.last_full, 1)))
+        runtime, gap = self._runtime, max(step - state.last_full, 1)
+        history = state.history.after_full(step, gap, runtime.schedule.warmup_steps)
         runtime.counters.calls[StepKind.FULL] += 1
-        outputs = self._run(self._full_variant, args, (gaps, None), state)
-        state.last_full, state.formed = step, formed
+        outputs = self._run(self._full_variant, args, (None, history.update_coefficients(gap)), state)
+        state.last_full, state.history = step, history
+        if not runtime.storage.keeps_differences:  # the oldest snapshots were written over, and are the newest now
+            oldest = len(state.buffers) - len(state.buffers) // (runtime.storage.order + 1)
+            state.buffers = state.buffers[oldest:] + state.buffers[:oldest]
         return outputs
 
     def _forecast(self, step: int, state: StreamState, args: list[Argument]) -> Sequence[Any]:
         runtime = self._runtime
-        weights = self._tensor(taylor_weights(runtime.order, state.formed, step - state.last_full))
+        weights = state.history.weights(step - state.last_full)
         runtime.counters.calls[StepKind.FORECAST] += 1
-        return self._run(self._forecast_variant, args, (None, weights), state)
+        return self._run(self._forecast_variant, args, (weights, ()), state)
 
     def _run(
-        self, variant: CompiledVariant, args: list[Argument], coefficients: tuple[Tensor | None, ...], state: StreamState
+        self, variant: CompiledVariant, args: list[Argument], coefficients: tuple[Row | None, Row], state: StreamState
     ) -> Sequence[Any]:
-        inputs = list(variant.pick((*args, *coefficients, *state.buffers)))
+        """``coefficients``: weights and reciprocal gaps, as far as this kind of step is given them."""
+        tensors = [self._tensor(row) if row else None for row in coefficients[: self._num_coefficients]]
+        inputs = list(variant.pick((*args, *tensors, *state.buffers)))
         args.clear()
         return variant.run(inputs)
 
@@ -233,6 +244,7 @@ class Dispatcher:
         layout = (self._info.number, self._layout.sizes(args))
         if state is None or state.generation != tick.generation or state.layout != layout:
             state = self._runtime.states[tick.stream, role] = self._begin_or_go_on(tick, state, layout, args)
+            self._runtime.note_peak()
         state.last_used = tick.step
         return state
 
@@ -253,16 +265,23 @@ class Dispatcher:
             self._runtime.notify("change in mid-generation", _CHANGED.format(step=tick.step))
             self._runtime.drop_unused(tick)
         if old is None or not fits:
-            return StreamState(tick.generation, tick.step, layout, self._layout.allocate(args))
+            if old is not None:
+                old.buffers.clear()  # before there are new ones
+            return self._begun(tick.generation, tick.step, layout, self._layout.allocate(args))
         for buffer in old.buffers:
             buffer.zero_()
-        return StreamState(tick.generation, tick.step, layout, old.buffers)
+        return self._begun(tick.generation, tick.step, layout, old.buffers)
+
+    def _begun(self, generation: int, step: int, layout: tuple[int, tuple[int, ...]], buffers: list[Tensor]) -> StreamState:
+        storage = self._runtime.storage
+        history = DifferenceHistory(storage.order) if storage.keeps_differences else SnapshotHistory(storage.order)
+        return StreamState(generation, step, layout, buffers, history)
 
     def _stateless(self, args: list[Argument]) -> StreamState:
         """No source tells the step: execute, into buffers that are thrown away."""
         self._runtime.counters.unforecast_calls += 1
         self._runtime.notify("no step", _NO_STEP)
-        return StreamState(0, 0, (0, ()), self._layout.allocate(args))
+        return self._begun(0, 0, (0, ()), self._layout.allocate(args))
 
 
 _NO_REGIONS = (

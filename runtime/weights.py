@@ -1,11 +1,76 @@
 """The coefficients of the recursion, as host arithmetic in float64.
 
-The graphs are linear in the derivative buffers, so all that distinguishes a step from another is a handful of numbers: the
-reciprocal gaps of the update and the weights of the polynomial. An order that is not formed yet has coefficient zero.
-(TaylorSeer, arXiv 2503.06923, and its official code for the start-up rule.)
+    recursion   D_0' = F,  D_(i+1)' = (D_i' - D_i) / gap           forecast = sum_i distance**i / i! * D_i
+
+All of it is linear in the features of the last full steps, so what distinguishes one step from another is a handful of numbers.
+Which numbers depends on what the buffers hold (``passes/taylor.py``): the differences themselves, or snapshots of the feature at
+the last full steps, of which every difference is a combination. (TaylorSeer, arXiv 2503.06923, and its official code for the
+start-up rule.)
 """
 
+from dataclasses import dataclass
 from math import factorial
+from typing import Protocol
+
+Row = tuple[float, ...]
+
+
+class History(Protocol):
+    """What a stream's buffers hold after some full steps, as far as the host must know. Immutable."""
+
+    def after_full(self, step: int, gap: int, warmup: int) -> "History":
+        """The history after one more full step, ``gap`` steps after the last."""
+        ...
+
+    def update_coefficients(self, gap: int) -> Row:
+        """What the graph of the full step that led here is given; empty where it needs nothing."""
+        ...
+
+    def weights(self, distance: int) -> Row:
+        """The weight of each buffer in a forecast, ``distance`` steps after the last full step."""
+        ...
+
+
+@dataclass(frozen=True)
+class DifferenceHistory:
+    """The buffers are ``D_0 .. D_order``; ``formed`` is the highest order that exists, -1 before the first full step."""
+
+    order: int
+    formed: int = -1
+
+    def after_full(self, step: int, gap: int, warmup: int) -> "DifferenceHistory":  # noqa: ARG002
+        return DifferenceHistory(self.order, formed_after(self.formed, step, warmup, self.order))
+
+    def update_coefficients(self, gap: int) -> Row:
+        """``1 / gap`` for each difference that the full step formed, zero for the others."""
+        return tuple(1.0 / gap if i < self.formed else 0.0 for i in range(self.order))
+
+    def weights(self, distance: int) -> Row:
+        return taylor_weights(self.order, self.formed, distance)
+
+
+@dataclass(frozen=True)
+class SnapshotHistory:
+    """The buffers are the features of the last ``order + 1`` full steps, newest first; ``rows[i]`` combines ``D_i`` from them."""
+
+    order: int
+    rows: tuple[Row, ...] = ()
+
+    def after_full(self, step: int, gap: int, warmup: int) -> "SnapshotHistory":
+        formed = formed_after(len(self.rows) - 1, step, warmup, self.order)
+        aged = [(0.0, *row[:-1]) for row in self.rows]
+        rows = [(1.0, *([0.0] * self.order))]
+        for i in range(formed):
+            rows.append(tuple((new - old) / gap for new, old in zip(rows[i], aged[i], strict=True)))
+        return SnapshotHistory(self.order, tuple(rows))
+
+    def update_coefficients(self, gap: int) -> Row:  # noqa: ARG002
+        return ()
+
+    def weights(self, distance: int) -> Row:
+        terms = taylor_weights(self.order, len(self.rows) - 1, distance)
+        columns = zip(*self.rows, strict=True)
+        return tuple(sum(term * value for term, value in zip(terms, column, strict=False)) for column in columns)
 
 
 def formed_after(formed: int, step: int, warmup: int, order: int) -> int:
@@ -16,11 +81,6 @@ def formed_after(formed: int, step: int, warmup: int, order: int) -> int:
     return min(formed + 1, order) if step > warmup - 2 else 0
 
 
-def reciprocal_gaps(order: int, formed: int, gap: int) -> tuple[float, ...]:
-    """``1 / gap`` for each difference that a full step forms, zero for the others; ``order`` numbers."""
-    return tuple(1.0 / gap if i < formed else 0.0 for i in range(order))
-
-
-def taylor_weights(order: int, formed: int, distance: int) -> tuple[float, ...]:
+def taylor_weights(order: int, formed: int, distance: int) -> Row:
     """``distance**i / i!`` for each order that exists, zero for the others; ``order + 1`` numbers."""
     return tuple(distance**i / factorial(i) if i <= formed else 0.0 for i in range(order + 1))

@@ -24,16 +24,18 @@ from taylorseer_fx.compile import (
 from taylorseer_fx.config import BackendConfig
 from taylorseer_fx.errors import ConfigError, NoRegionsError, TaylorSeerWarning
 from taylorseer_fx.explain import CompiledGraph, Report, describe_model
+from taylorseer_fx.passes.find_kept import num_buffer_bytes
 from taylorseer_fx.passes.pipeline import PassResult, run_passes
 from taylorseer_fx.passes.specialize import StepKind
 from taylorseer_fx.runtime.buffers import BufferLayout
 from taylorseer_fx.runtime.dispatch import BoxedCallable, Dispatcher, GraphInfo, Observer, Runtime
 from taylorseer_fx.runtime.scope import Scope
+from taylorseer_fx.text import format_bytes
 
 
 @dataclass(frozen=True)
 class Stats:
-    """Counters since the backend was made; ``buffer_bytes`` is what is allocated now."""
+    """Counters since the backend was made; ``buffer_bytes`` is what is allocated now, ``peak_buffer_bytes`` the most so far."""
 
     full_calls: int
     forecast_calls: int
@@ -43,6 +45,7 @@ class Stats:
     compiles: int
     captures: int
     buffer_bytes: int
+    peak_buffer_bytes: int
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,7 @@ class TaylorSeerBackend:
     def __init__(self, config: BackendConfig) -> None:
         self.config = config
         self._said: set[str] = set()
-        self._runtime = Runtime(config.schedule, config.order, self._notify)
+        self._runtime = Runtime(config.schedule, config.storage, self._notify)
         self._attachments = Attachments(self._runtime)
         self._graphs: list[CompiledGraph] = []
 
@@ -153,6 +156,7 @@ class TaylorSeerBackend:
             compiles=counters.compiles,
             captures=counters.captures,
             buffer_bytes=self._runtime.buffer_bytes,
+            peak_buffer_bytes=max(self._runtime.peak_buffer_bytes, self._runtime.buffer_bytes),
         )
 
     def _compile_traced(
@@ -166,7 +170,8 @@ class TaylorSeerBackend:
         """From the functional ATen graph to the callable that stands for it."""
         config, runtime = self.config, self._runtime
         where = origin.graph_break.where if origin.graph_break is not None else None
-        result = run_passes(traced, static_inputs, config.order, config.buffer_dtype, where, origin.is_part)
+        result = run_passes(traced, static_inputs, config.storage, config.selection, where, origin.is_part)
+        self._over_budget(result)
         info = GraphInfo(len(self._graphs), result.weight_input, result.time_inputs)
         compile_graph = self._compiler(compile_graph)
         if result.guarded is None:
@@ -213,6 +218,18 @@ class TaylorSeerBackend:
             raise NoRegionsError(message + 'Pass on_no_regions="warn" to compile such graphs as torch.compile would.')
         self._notify("no regions", message + "Compiled as plain torch.compile would.")
 
+    def _over_budget(self, result: PassResult) -> None:
+        budget = self.config.memory_budget
+        if budget is None or result.module_bytes is None or result.granularity == "module":
+            return
+        kept = sum(num_buffer_bytes(feature, self.config.storage) for feature in result.found.features)
+        too_much = "" if kept <= budget else f", which still takes {format_bytes(kept)}"
+        self._notify(
+            "memory budget",
+            f"buffers for every module would take {format_bytes(result.module_bytes)} a stream, more than memory_budget="
+            f'{format_bytes(budget)}: granularity "stack" instead{too_much}.',
+        )
+
     def _rejected(self, result: PassResult) -> None:
         rejected = result.found.rejected
         if rejected:
@@ -240,6 +257,7 @@ def taylorseer_backend(
     full_steps: Iterable[int] | None = None,
     granularity: str = "module",
     buffer_dtype: torch.dtype | None = None,
+    memory_budget: int | None = None,
     cuda_graphs: bool | None = None,
     compiler: str = "inductor",
     compiler_options: Mapping[str, Any] | None = None,
@@ -252,8 +270,13 @@ def taylorseer_backend(
         interval: every ``interval``-th step after the warm-up is executed, at least 1.
         warmup: number of steps executed at the start, at least 1.
         full_steps: the executed steps as an increasing list of indices from 0, in place of ``interval`` and ``warmup``.
-        granularity: "module": a feature per attention and MLP output, before its gate.
-        buffer_dtype: dtype of the derivative buffers; None keeps each feature's own.
+        granularity: "module": a feature per attention and MLP output, before its gate, as in the paper. "stack": one for all that
+            the blocks add to their stream; a forecast step then costs next to nothing, and so do the buffers, but the gates of
+            the current step are not used.
+        buffer_dtype: dtype of the derivative buffers; None keeps each feature's own. An eight-bit dtype (torch.float8_e5m2 or
+            torch.float8_e4m3fn) is that of the differences of order 1 and up; order 0 keeps the feature's own.
+        memory_budget: bytes that the derivative buffers of a stream may take. Where they would take more with a feature per
+            module, there is one for the stack; ``explain()`` and a warning say so.
         cuda_graphs: None or False; this version does not capture CUDA graphs.
         compiler: "inductor", or "eager" to run the specialised graphs uncompiled, for tests and debugging.
         compiler_options: options of Inductor, as ``torch.compile(options=...)`` takes them.
@@ -275,6 +298,7 @@ def taylorseer_backend(
             full_steps=steps,
             granularity=granularity,
             buffer_dtype=buffer_dtype,
+            memory_budget=memory_budget,
             cuda_graphs=cuda_graphs,
             compiler=compiler,
             compiler_options=compiler_options if compiler_options is not None else {},

@@ -9,12 +9,14 @@ from typing import Any
 import torch
 
 from taylorseer_fx.errors import ConfigError
+from taylorseer_fx.passes.pipeline import Selection
+from taylorseer_fx.passes.taylor import FLOAT8, Storage
 from taylorseer_fx.runtime.schedule import Schedule
 
 MAX_ORDER = 4  # the highest that the paper evaluates; the noise of a difference doubles with every order
-GRANULARITIES = ("module",)
+GRANULARITIES = ("module", "stack")
 COMPILERS = ("inductor", "eager")
-BUFFER_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+BUFFER_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16, *FLOAT8)
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,7 @@ class BackendConfig:
     full_steps: tuple[int, ...] | None = None
     granularity: str = "module"
     buffer_dtype: torch.dtype | None = None
+    memory_budget: int | None = None
     cuda_graphs: bool | None = None
     compiler: str = "inductor"
     compiler_options: Mapping[str, Any] = field(default_factory=dict)
@@ -43,6 +46,11 @@ class BackendConfig:
         _check_int("interval", self.interval, 1)
         _check_int("warmup", self.warmup, 1)
         _check_choice("granularity", self.granularity, GRANULARITIES)
+        if self.memory_budget is not None:
+            _check_int("memory_budget", self.memory_budget, 1)
+            if self.granularity == "stack":
+                hint = 'The budget chooses between "module" and "stack".'
+                raise ConfigError("granularity", "left out when memory_budget is given", self.granularity, hint)
         _check_choice("compiler", self.compiler, COMPILERS)
         _check_choice("on_no_regions", self.on_no_regions, ("error", "warn"))
         if self.buffer_dtype is not None and self.buffer_dtype not in BUFFER_DTYPES:
@@ -61,6 +69,14 @@ class BackendConfig:
                 hint = f"Did you mean {close[0]!r}?" if close else ""
                 raise ConfigError("option name", "one of " + ", ".join(known), name, hint)
         return cls(**options)
+
+    @property
+    def selection(self) -> Selection:
+        return Selection(self.granularity, self.memory_budget)
+
+    @property
+    def storage(self) -> Storage:
+        return Storage(self.order, self.buffer_dtype)
 
     @property
     def schedule(self) -> Schedule:

@@ -10,11 +10,14 @@ from torch import Tensor, fx
 from taylorseer_fx.compile import GraphBreak
 from taylorseer_fx.config import BackendConfig
 from taylorseer_fx.errors import ConfigError
+from taylorseer_fx.passes.find_kept import num_buffer_bytes
 from taylorseer_fx.passes.flops import count_flops
 from taylorseer_fx.passes.pipeline import PassResult, StageRecord, count_ops
 from taylorseer_fx.passes.regions import Region, Rejected
-from taylorseer_fx.passes.sizes import hint
 from taylorseer_fx.passes.specialize import StepKind
+from taylorseer_fx.passes.taylor import Storage
+from taylorseer_fx.passes.traffic import Traffic, count_traffic
+from taylorseer_fx.passes.windows import window_text
 from taylorseer_fx.text import format_bytes, format_flops, format_table
 
 SHOWN_STEPS = 50
@@ -22,10 +25,13 @@ SHOWN_STEPS = 50
 
 @dataclass(frozen=True)
 class FeatureInfo:
-    """A forecast tensor: its shape (symbolic sizes as text), its dtype, and the bytes of its buffers over all orders."""
+    """A forecast tensor: its shape (symbolic sizes as text) and dtype; the part of it that forecast steps read, as Python would
+    slice it ("" for all, "unread" for none), and the bytes of the buffers of that part over all orders.
+    """
 
     shape: tuple[int | str, ...]
     dtype: torch.dtype
+    kept: str
     buffer_bytes: int
 
 
@@ -69,10 +75,12 @@ class Report:
     rejected: tuple[Rejected, ...]
     stages: tuple[StageRecord, ...]
     buffer_bytes: int
+    granularity: str
     order: int
     schedule: str
     num_ops: dict[str, int]
     flops: dict[str, int]
+    traffic: dict[str, Traffic]
     time_inputs: tuple[str, ...]
     number: int
     graphs: tuple[GraphSummary, ...]
@@ -121,8 +129,8 @@ class Report:
         for region in self.regions:
             for i, feature in enumerate(region.features):
                 name = (region.path, region.kind) if i == 0 else ("", "")
-                rows.append((*name, _shape_text(feature), format_bytes(feature.buffer_bytes)))
-        return format_table(("region", "kind", "feature", "buffers"), rows, right=(3,))
+                rows.append((*name, _shape_text(feature), feature.kept or "all", format_bytes(feature.buffer_bytes)))
+        return format_table(("region", "kind", "feature", "kept", "buffers"), rows, right=(4,))
 
     def _rejected(self) -> str:
         return "\n".join(["executed in every step:", *(f"  {entry}" for entry in self.rejected)]) if self.rejected else ""
@@ -135,10 +143,12 @@ class Report:
         share = self.flops["forecast"] / self.flops["full"] if self.flops["full"] else 0.0
         num_full = self.schedule.count("F")
         lines = [
+            f"granularity:   {self.granularity}",
             f"{len(self.regions)} regions ({', '.join(f'{count} {kind}' for kind, count in kinds.items())}), "
             f"{num_features} features, {len(self.rejected)} rejected",
-            f"forecast step: {self.num_ops['full'] - self.num_ops['forecast']} of {self.num_ops['full']} ops removed, "
-            f"{format_flops(self.flops['forecast'])} of {format_flops(self.flops['full'])} left ({share:.2%})",
+            *map(self._step_line, self.num_ops),
+            f"left:          {share:.2%} of the FLOPs in a forecast step; the fewest bytes it could move are "
+            f"{format_bytes(self.traffic['forecast'].floor)}",
             f"schedule:      {self.schedule}  ({num_full} of {len(self.schedule)} steps full, "
             f"ceiling {len(self.schedule) / num_full:.2f}x)",
             f"buffers:       {format_bytes(self.buffer_bytes)} a stream (order {self.order}: {self.order + 1} a feature)",
@@ -147,6 +157,11 @@ class Report:
         if len(self.graphs) > 1:
             lines.append(f"graphs:        this is {self.number} of {len(self.graphs)}; explain(graph=i) shows another")
         return "\n".join(lines)
+
+    def _step_line(self, name: str) -> str:
+        traffic = self.traffic[name]
+        moved = f"reads {format_bytes(traffic.read)}, writes {format_bytes(traffic.written)}"
+        return f"{name + ' step:':14} {self.num_ops[name]} ops, {format_flops(self.flops[name])}, {moved}"
 
     def _no_time(self) -> str:
         if any(entry.takes_time for entry in self.graphs):
@@ -181,8 +196,7 @@ def describe_graph(
     result: PassResult, config: BackendConfig, number: int = 0, summaries: tuple[GraphSummary, ...] = ()
 ) -> Report:
     """Read a report off what the passes made of one graph."""
-    per_order = {feature.node: _num_bytes(feature.node, config) for feature in result.found.features}
-    regions = tuple(_describe_region(region, per_order, config.order) for region in result.found.regions)
+    regions = tuple(_describe_region(region, config.storage) for region in result.found.regions)
     graphs = _step_graphs(result)
     inputs = result.canonical.graph.find_nodes(op="placeholder")
     return Report(
@@ -190,10 +204,12 @@ def describe_graph(
         rejected=result.found.rejected,
         stages=result.stages,
         buffer_bytes=sum(feature.buffer_bytes for region in regions for feature in region.features),
+        granularity=result.granularity,
         order=config.order,
         schedule=config.schedule.describe(SHOWN_STEPS),
         num_ops={name: count_ops(gm.graph) for name, gm in graphs.items()},
         flops={name: count_flops(gm.graph) for name, gm in graphs.items()},
+        traffic={name: count_traffic(gm.graph) for name, gm in graphs.items()},
         time_inputs=tuple(_input_text(inputs[i]) for i in result.time_inputs),
         number=number,
         graphs=summaries or (_summarize(CompiledGraph(result), 0),),
@@ -201,19 +217,14 @@ def describe_graph(
     )
 
 
-def _describe_region(region: Region, per_order: dict[fx.Node, int], order: int) -> RegionInfo:
+def _describe_region(region: Region, storage: Storage) -> RegionInfo:
     features = []
     for feature in region.features:
         value = feature.node.meta["val"]
         shape = tuple(size if isinstance(size, int) else str(size) for size in value.shape)
-        features.append(FeatureInfo(shape, value.dtype, per_order[feature.node] * (order + 1)))
+        kept = "unread" if feature.kept is None else window_text(feature.kept)
+        features.append(FeatureInfo(shape, value.dtype, kept, num_buffer_bytes(feature, storage)))
     return RegionInfo(region.path, region.kind.value, tuple(features), len(region.nodes))
-
-
-def _num_bytes(node: fx.Node, config: BackendConfig) -> int:
-    """Bytes of one buffer; under dynamic shapes for the sizes the graph was traced with."""
-    value = node.meta["val"]
-    return hint(value.numel()) * (config.buffer_dtype or value.dtype).itemsize
 
 
 def _shape_text(feature: FeatureInfo) -> str:

@@ -131,7 +131,7 @@ class _Recorder:
     def _record(
         self, traced: fx.GraphModule, _inputs: Sequence[Any], static_inputs: Sequence[int], _compile_graph: CompileGraph
     ) -> BoxedCallable:
-        result = run_passes(traced, static_inputs, self.config.order)
+        result = run_passes(traced, static_inputs, self.config.storage, self.config.selection)
         if result.guarded is not None:
             self.reports.append(describe_graph(result, self.config))
         return _Outputs(fx.map_arg(outputs(traced.graph), lambda node: node.meta["val"]))

@@ -1,0 +1,142 @@
+"""Take the residual streams from their entries to their exits as one region: granularity "stack".
+
+    before:  %x0 = embed   %x1 = add(%x0, mul(%g0, %F0))   ...   %xL = add(%xL-1, mul(%gL-1, %FL-1))   %out = final(%xL)
+    region:  [everything that only %xL needs]              live-out: %xL      kept: %xL - %x0
+
+The *exits* are the residual adds that the outputs read other than through a later one. The *entry* of an exit is what would be
+left of it if no branch added anything: its trunk, followed through earlier adds of its stream, through views and slices, and into
+the parts of a concatenation (FLUX joins its text and image streams halfway). Where that needs a residual add all the same, or has
+another shape than the exit, nothing is taken off, and the exit is kept as it is.
+
+With gates that are constant between two full steps this forecasts what the module granularity does, both being linear, from one
+feature instead of two a block.
+"""
+
+from torch import fx
+
+from taylorseer_fx.passes.dataflow import ancestors, descends_from, live_nodes, seed_reach
+from taylorseer_fx.passes.emit import Emit, emitter, graph_fake_mode
+from taylorseer_fx.passes.find_residuals import find_features
+from taylorseer_fx.passes.module_path import common_path, span_path
+from taylorseer_fx.passes.ops import aten, dressed_input, is_heavy, packet, same_shape, tensor_meta
+from taylorseer_fx.passes.ownership import find_bodies, find_owners, join_sharing
+from taylorseer_fx.passes.regions import (
+    Feature,
+    Kind,
+    Order,
+    Reason,
+    Region,
+    RegionSet,
+    Rejected,
+    ResidualAdd,
+    order_of,
+    region_border,
+)
+
+Residuals = dict[fx.Node, ResidualAdd]
+
+
+def find_stack(graph: fx.Graph) -> RegionSet:
+    """The stacks of a canonical graph, whose features are the exits of its streams. Entries are added to ``graph``."""
+    residuals = {feature.residual.add: feature.residual for feature in find_features(graph)}
+    exits = _exits(graph, residuals)
+    rejected = [_not_floating(node) for node in exits if not _is_floating(node)]
+    entries = _Entries(graph, residuals)
+    kept = tuple(Feature(node, residuals[node], entries.of(node)) for node in exits if _is_floating(node))
+    order, reach = order_of(graph), seed_reach(graph, (residual.root for residual in residuals.values()))
+    while True:
+        owners = find_owners(graph, kept, roots=[feature.base for feature in kept if feature.base is not None])
+        groups = join_sharing(kept, owners, reach, lambda feature: feature.residual.root)
+        regions = [_region(group, body, order) for group, body in zip(groups, find_bodies(groups, owners), strict=True)]
+        refused = {region: reason for region in regions if (reason := _refusal(region, order)) is not None}
+        if not refused:
+            break
+        rejected += [Rejected(region.path, reason, _exit_names(region)) for region, reason in refused.items()]
+        dropped = {feature for region in refused for feature in region.features}
+        kept = tuple(feature for feature in kept if feature not in dropped)
+    return RegionSet(tuple(regions), tuple(rejected), num_residual_adds=len(residuals), num_heavy=sum(map(is_heavy, graph.nodes)))
+
+
+def _exits(graph: fx.Graph, residuals: Residuals) -> list[fx.Node]:
+    live = live_nodes(graph, cut=residuals)
+    return [node for node in graph.nodes if node in residuals and node in live]
+
+
+def _is_floating(node: fx.Node) -> bool:
+    meta = tensor_meta(node)
+    return meta is not None and meta.dtype.is_floating_point
+
+
+def _not_floating(node: fx.Node) -> Rejected:
+    meta = tensor_meta(node)
+    return Rejected(common_path([node], [node]), Reason.NOT_FLOATING, f"dtype {meta.dtype}" if meta is not None else "no tensor")
+
+
+def _region(features: tuple[Feature, ...], body: set[fx.Node], order: Order) -> Region:
+    nodes, live_ins = region_border(body, order, [feature.base for feature in features])
+    heavy = list(filter(is_heavy, nodes))
+    path = span_path(heavy) if heavy else common_path(nodes, nodes)
+    return Region(path, Kind.STACK, features, nodes, live_ins)
+
+
+def _refusal(region: Region, order: Order) -> Reason | None:
+    if not any(map(is_heavy, region.nodes)):
+        return Reason.NEEDED_ELSEWHERE
+    exits = [feature.node for feature in region.features]
+    return Reason.CYCLE if descends_from(region.live_ins, exits, order) else None
+
+
+def _exit_names(region: Region) -> str:
+    return ", ".join(feature.node.name for feature in region.features)
+
+
+class _Entries:
+    """What streams are before anything is added to them; written into the graph as it is asked for."""
+
+    def __init__(self, graph: fx.Graph, residuals: Residuals) -> None:
+        self._graph, self._residuals = graph, residuals
+        self._known: dict[fx.Node, fx.Node] = {}
+        self._mode = graph_fake_mode(graph)
+
+    def of(self, add: fx.Node) -> fx.Node | None:
+        """The entry of the stream that ``add`` is a state of; None where there is none to take off."""
+        with self._graph.inserting_before(add):
+            entry = self._entry(add, emitter(self._graph, self._mode))
+        needs_add = any(node in self._residuals for node in ancestors([entry]))
+        return entry if same_shape(entry, add) and not needs_add else None
+
+    def _entry(self, node: fx.Node, emit: Emit) -> fx.Node:
+        states: list[fx.Node] = []  # from the exit back: each is the next one, dressed or added to
+        while node not in self._known and (before := self._before(node)) is not None:
+            states.append(node)
+            node = before
+        if node not in self._known:
+            self._known[node] = self._cat(node, emit) if packet(node) is aten.cat else node
+        entry = self._known[node]
+        for state in reversed(states):
+            if state not in self._residuals:
+                entry = _redressed(state, entry, emit)
+            self._known[state] = entry
+        return entry
+
+    def _before(self, node: fx.Node) -> fx.Node | None:
+        if node in self._residuals:
+            return next(side for side in node.all_input_nodes if side is not self._residuals[node].branch)
+        return dressed_input(node)
+
+    def _cat(self, node: fx.Node, emit: Emit) -> fx.Node:
+        parts: list[fx.Node] = node.args[0]  # type: ignore[assignment]
+        entries = [self._entry(part, emit) for part in parts]
+        return node if entries == list(parts) else emit(aten.cat.default, entries, *node.args[1:], **node.kwargs)
+
+
+def _redressed(state: fx.Node, entry: fx.Node, emit: Emit) -> fx.Node:
+    """What ``state``, a view, slice, cast or mask of a tensor, makes of ``entry`` in the place of that tensor."""
+    inner = dressed_input(state)
+    if entry is inner:
+        return state
+    source: fx.Node = state.all_input_nodes[0]
+    if inner not in state.all_input_nodes:  # getitem of a split
+        source = emit(source.target, *fx.map_arg(source.args, lambda arg: entry if arg is inner else arg), **source.kwargs)
+        return emit(state.target, source, state.args[1])
+    return emit(state.target, *fx.map_arg(state.args, lambda arg: entry if arg is inner else arg), **state.kwargs)
