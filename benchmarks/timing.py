@@ -2,7 +2,7 @@
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 
@@ -41,11 +41,17 @@ class PairedSteps:
 
 def paired_steps(plain: Callable[[int], object], ours: Callable[[int], object], is_full: list[bool], rounds: int) -> PairedSteps:
     """Run both step by step, alternately, ``rounds`` times the whole run."""
-    seconds: dict[str, list[float]] = {"plain": [], "ours": []}
-    for _ in range(rounds):
-        for step in range(len(is_full)):
-            for name, run in (("plain", plain), ("ours", ours)):
-                started = time.perf_counter()
-                run(step)
-                seconds[name].append(time.perf_counter() - started)
-    return PairedSteps(tuple(seconds["plain"]), tuple(seconds["ours"]), tuple(is_full) * rounds)
+    taken = [interleaved_steps({"plain": plain, "ours": ours}, len(is_full)) for _ in range(rounds)]
+    plain_seconds, ours_seconds = (tuple(second for seconds in taken for second in seconds[name]) for name in ("plain", "ours"))
+    return PairedSteps(plain_seconds, ours_seconds, tuple(is_full) * rounds)
+
+
+def interleaved_steps(runs: Mapping[str, Callable[[int], object]], num_steps: int) -> dict[str, list[float]]:
+    """Seconds of every step of each of ``runs``, which take turns at each step."""
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for step in range(num_steps):
+        for name, run in runs.items():
+            started = time.perf_counter()
+            run(step)
+            seconds[name].append(time.perf_counter() - started)
+    return seconds

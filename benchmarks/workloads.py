@@ -24,6 +24,11 @@ def dit_s2() -> Workload:
     return _dit("DiT-S/2", num_layers=12, num_heads=6, head_dim=64, sample_size=32)
 
 
+def dit_xl2(num_layers: int = 28) -> Workload:
+    """DiT-XL/2 at 256x256: 28 blocks, width 1152, 256 tokens, guidance batch 2 (arXiv 2212.09748, table 1)."""
+    return _dit("DiT-XL/2", num_layers=num_layers, num_heads=16, head_dim=72, sample_size=32)
+
+
 def tiny_dit() -> Workload:
     """One block of width 16: nothing but overhead."""
     return _dit("tiny DiT", num_layers=1, num_heads=1, head_dim=16, sample_size=4)

@@ -39,14 +39,21 @@ def count_traffic(graph: fx.Graph) -> Traffic:
     by_barriers = Counter(source for node in barriers for source in {_origin(source) for source in node.all_input_nodes})
     fused = [node for node in demands if node.op == "call_function" and not _is_barrier(node) and dressed_input(node) is None]
     by_chains = {_origin(source) for node in fused for source in node.all_input_nodes[-1 if node in stores else 0 :]}
-    inputs = {node for node in demands if node.op in ("placeholder", "get_attr")}
-    moved = inputs | results | set(barriers) | set(by_barriers)
+    gathers = [node for node in demands if packet(node) in _GATHERS]
+    gathered = sum(_num_bytes(node, demands) for node in gathers)
+    tables = {_origin(node.all_input_nodes[0]) for node in gathers}
+    inputs = {node for node in demands if node.op in ("placeholder", "get_attr")} - tables
+    moved = (inputs | results | set(barriers) | set(by_barriers)) - tables
     read_at_all = inputs - {store.all_input_nodes[0] for store in stores}
     return Traffic(
-        read=sum(_num_bytes(node, demands) * (by_barriers[node] + (node in by_chains)) for node in moved),
+        read=gathered + sum(_num_bytes(node, demands) * (by_barriers[node] + (node in by_chains)) for node in moved),
         written=sum(_num_bytes(node, demands) for node in [*(moved - inputs), *stores]),
-        floor=sum(_num_bytes(node, demands) for node in [*read_at_all, *results, *stores]),
+        floor=gathered + sum(_num_bytes(node, demands) for node in [*read_at_all, *results, *stores]),
     )
+
+
+# Operators that read a few rows of their first input, a table: as many bytes as they return.
+_GATHERS = (aten.embedding, aten.index, aten.index_select, aten.gather)
 
 
 def _is_barrier(node: fx.Node) -> bool:

@@ -67,6 +67,7 @@ def plan(
     interval: int = 5,
     warmup: int = 3,
     granularity: str = "module",
+    buffer_dtype: torch.dtype | None = None,
 ) -> Plan:
     """Trace ``model`` on ``inputs`` and count; nothing is executed, and with both on the meta device nothing is allocated.
 
@@ -74,7 +75,7 @@ def plan(
         model: any Diffusion Transformer.
         inputs: its keyword arguments, or a sequence of positional ones.
         num_steps: length of the run, at least 1.
-        order, interval, warmup, granularity: as for ``taylorseer_backend``.
+        order, interval, warmup, granularity, buffer_dtype: as for ``taylorseer_backend``.
 
     Raises:
         ConfigError: an argument is wrong.
@@ -83,7 +84,7 @@ def plan(
     """
     if isinstance(num_steps, bool) or not isinstance(num_steps, int) or num_steps < 1:
         raise ConfigError("num_steps", "an int of at least 1", num_steps)
-    config = BackendConfig(order=order, interval=interval, warmup=warmup, granularity=granularity)
+    config = BackendConfig(order=order, interval=interval, warmup=warmup, granularity=granularity, buffer_dtype=buffer_dtype)
     recorder = _Recorder(config)
     compiled = torch.compile(model, backend=recorder, fullgraph=True, dynamic=False)
     with torch.no_grad(), _planning():
