@@ -24,10 +24,29 @@ class SizeSource:
 
 
 @dataclass(frozen=True)
+class BufferTemplate:
+    """One buffer; a size is a number, or an expression in the graph's size symbols. Plain data, to be stored with the code."""
+
+    shape: tuple[Any, ...]
+    stride: tuple[Any, ...]
+    dtype: torch.dtype
+    device: torch.device
+
+    @classmethod
+    def of(cls, value: Tensor) -> "BufferTemplate":
+        """``value`` is a fake tensor."""
+        return cls(tuple(map(_expression, value.shape)), tuple(map(_expression, value.stride())), value.dtype, value.device)
+
+
+def _expression(size: int | SymInt) -> Any:
+    return size.node.expr if isinstance(size, SymInt) else size
+
+
+@dataclass(frozen=True)
 class BufferLayout:
     """Shapes, strides and dtypes of all buffers of a graph, possibly symbolic in the sizes of its inputs."""
 
-    templates: tuple[Tensor, ...]  # fake tensors, feature by feature and within it order by order
+    templates: tuple[BufferTemplate, ...]  # feature by feature and within it order by order
     size_sources: tuple[SizeSource, ...]  # of the symbols in the templates; together they tell one shape from another
 
     @classmethod
@@ -42,7 +61,7 @@ class BufferLayout:
                 symbol = size.node.expr if isinstance(size, SymInt) else None
                 if symbol in needed and symbol not in sources:
                     sources[symbol] = SizeSource(symbol, position, dim)
-        return cls(tuple(templates), tuple(sources.values()))
+        return cls(tuple(map(BufferTemplate.of, templates)), tuple(sources.values()))
 
     def sizes(self, args: Sequence[Argument]) -> tuple[int, ...]:
         """The sizes that the buffers of a call depend on; empty for a static graph."""
@@ -67,11 +86,11 @@ class BufferLayout:
     def _concrete(self, args: Sequence[Argument]) -> list[tuple[tuple[int, ...], tuple[int, ...], torch.dtype, torch.device]]:
         values = dict(zip((source.symbol for source in self.size_sources), self.sizes(args), strict=True))
 
-        def evaluate(size: int | SymInt) -> int:
-            return int(size.node.expr.xreplace(values)) if isinstance(size, SymInt) else size
+        def evaluate(size: Any) -> int:
+            return size if isinstance(size, int) else int(size.xreplace(values))
 
         return [
-            (tuple(map(evaluate, template.shape)), tuple(map(evaluate, template.stride())), template.dtype, template.device)
+            (tuple(map(evaluate, template.shape)), tuple(map(evaluate, template.stride)), template.dtype, template.device)
             for template in self.templates
         ]
 

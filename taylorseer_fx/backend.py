@@ -4,7 +4,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, fx
 
 from taylorseer_fx.attach import Attachments
+from taylorseer_fx.cache import CompiledSteps, StepCode, StoredPasses, VariantCode, arriving, cache_tag
 from taylorseer_fx.compile import (
     CompileGraph,
     GraphBreak,
@@ -26,9 +27,18 @@ from taylorseer_fx.errors import ConfigError, NoRegionsError, TaylorSeerWarning
 from taylorseer_fx.explain import CompiledGraph, Report, describe_model
 from taylorseer_fx.passes.find_kept import num_buffer_bytes
 from taylorseer_fx.passes.pipeline import PassResult, run_passes
+from taylorseer_fx.passes.regions import RegionSet
 from taylorseer_fx.passes.specialize import StepKind
 from taylorseer_fx.runtime.buffers import BufferLayout
-from taylorseer_fx.runtime.dispatch import BoxedCallable, Dispatcher, GraphInfo, Observer, Runtime
+from taylorseer_fx.runtime.dispatch import (
+    BoxedCallable,
+    CompiledVariant,
+    Dispatcher,
+    GraphInfo,
+    Observer,
+    Runtime,
+    picker,
+)
 from taylorseer_fx.runtime.scope import Scope
 from taylorseer_fx.text import format_bytes
 
@@ -80,7 +90,13 @@ class TaylorSeerBackend:
             )
             return self._compile_plain(gm, example_inputs)
         origin = GraphOrigin(graph_break_after(gm), is_part=bool(self._graphs) or is_called_from_python())
-        return trace_and_compile(gm, example_inputs, partial(self._compile_traced, origin), self.config.compiler_options)
+        tag = cache_tag(gm, self.config, origin.graph_break, origin.is_part)
+        compile_traced = partial(self._compile_traced, origin, tag)
+        with arriving(tag) as codes:
+            compiled = trace_and_compile(gm, example_inputs, compile_traced, self.config.compiler_options, tag)
+        for code in codes[-1:]:
+            code.run = self._install(origin, code.steps)
+        return compiled
 
     def reset(self) -> None:
         """Forget all streams and free their derivative buffers; the next call begins a new generation.
@@ -162,32 +178,57 @@ class TaylorSeerBackend:
     def _compile_traced(
         self,
         origin: GraphOrigin,
+        tag: str | None,
         traced: fx.GraphModule,
         inputs: Sequence[Any],
         static_inputs: Sequence[int],
         compile_graph: CompileGraph,
-    ) -> BoxedCallable:
-        """From the functional ATen graph to the callable that stands for it."""
-        config, runtime = self.config, self._runtime
+    ) -> StepCode:
+        """From the functional ATen graph to the code that stands for it."""
         where = origin.graph_break.where if origin.graph_break is not None else None
-        result = run_passes(traced, static_inputs, config.storage, config.selection, where, origin.is_part)
-        self._over_budget(result)
-        info = GraphInfo(len(self._graphs), result.weight_input, result.time_inputs)
+        config, static_inputs = self.config, tuple(static_inputs)
+        arguments: dict[str, Any] = {
+            "static_inputs": static_inputs,
+            "storage": config.storage,
+            "selection": config.selection,
+            "graph_break": where,
+            "is_part": origin.is_part,
+        }
+        result = run_passes(traced, **arguments)
+        stored = StoredPasses.of(traced, arguments) if tag is not None else None  # before Inductor works in the graph
         compile_graph = self._compiler(compile_graph)
+        layout, dtype = None, None
         if result.guarded is None:
-            self._no_regions(result, origin)
-            runtime.counters.compiles += 1
-            plain, is_part = compile_graph(traced, inputs, tuple(static_inputs)), origin.is_part or where is not None
-            run: BoxedCallable = Observer(runtime, info, plain, is_part)
+            self._must_have_regions(result.found, origin)
+            every_input = tuple(range(len(inputs)))
+            variants = {StepKind.FULL: VariantCode(compile_graph(traced, inputs, static_inputs), every_input)}
         else:
-            self._rejected(result)
             variants = compile_variants(result, inputs, static_inputs, compile_graph)
-            runtime.counters.compiles += len(variants)
             layout = BufferLayout.of([buffer.meta["val"] for buffer in result.guarded.buffers], inputs)
+            dtype = result.guarded.coefficient_dtype
+        found = replace(result.found, regions=())
+        over_budget = self._over_budget(result)
+        steps = CompiledSteps(found, over_budget, result.weight_input, result.time_inputs, variants, layout, dtype, result)
+        return StepCode(tag, steps, stored)
+
+    def _install(self, origin: GraphOrigin, steps: CompiledSteps) -> BoxedCallable:
+        """What runs the code of a graph, compiled or loaded, as part of this backend's model."""
+        runtime = self._runtime
+        info = GraphInfo(len(self._graphs), steps.weight_input, steps.time_inputs)
+        if steps.layout is None or steps.coefficient_dtype is None:
+            self._no_regions(steps.found, origin)
+            is_part = origin.is_part or origin.graph_break is not None
+            run: BoxedCallable = Observer(runtime, info, steps.variants[StepKind.FULL].run, is_part)
+        else:
+            self._rejected(steps.found)
+            if steps.over_budget:
+                self._notify("memory budget", steps.over_budget)
+            variants = {kind: CompiledVariant(code.run, picker(code.kept)) for kind, code in steps.variants.items()}
             runtime.has_regions = True
-            run = Dispatcher(runtime, info, variants, layout, result.guarded.coefficient_dtype)
-        self._graphs.append(CompiledGraph(result, origin.graph_break))
-        runtime.clock.has_time_inputs |= bool(result.time_inputs)
+            run = Dispatcher(runtime, info, variants, steps.layout, steps.coefficient_dtype)
+        runtime.counters.compiles += len(steps.variants)
+        self._graphs.append(CompiledGraph(steps.passes, origin.graph_break))
+        runtime.clock.has_time_inputs |= bool(steps.time_inputs)
         return run
 
     def _compiler(self, compile_graph: CompileGraph) -> CompileGraph:
@@ -202,38 +243,32 @@ class TaylorSeerBackend:
         )
         return compiled
 
-    def _no_regions(self, result: PassResult, origin: GraphOrigin) -> None:
-        found = result.found
-        rejected = "".join(f"\n  {entry}" for entry in found.rejected)
-        message = (
-            "no attention or MLP to forecast in this graph. Looked for residual adds `x + f(x)`, with or without a gate, where "
-            f"f contains a matrix product, a convolution or attention; found {found.num_heavy} such operators and "
-            f"{found.num_residual_adds} residual adds{', none of which can be forecast:' + rejected if rejected else ''}. "
-        )
-        if origin.is_part or origin.graph_break is not None:
-            self._rejected(result)
-            self._notify("graph breaks", _BROKEN + (f" First break: {origin.graph_break}." if origin.graph_break else ""))
-            return
-        if self.config.on_no_regions == "error":
-            raise NoRegionsError(message + 'Pass on_no_regions="warn" to compile such graphs as torch.compile would.')
-        self._notify("no regions", message + "Compiled as plain torch.compile would.")
+    def _must_have_regions(self, found: RegionSet, origin: GraphOrigin) -> None:
+        if self.config.on_no_regions == "error" and not origin.is_part and origin.graph_break is None:
+            raise NoRegionsError(_nothing(found) + 'Pass on_no_regions="warn" to compile such graphs as torch.compile would.')
 
-    def _over_budget(self, result: PassResult) -> None:
+    def _no_regions(self, found: RegionSet, origin: GraphOrigin) -> None:
+        if origin.is_part or origin.graph_break is not None:
+            self._rejected(found)
+            self._notify("graph breaks", _BROKEN + (f" First break: {origin.graph_break}." if origin.graph_break else ""))
+        else:
+            self._notify("no regions", _nothing(found) + "Compiled as plain torch.compile would.")
+
+    def _over_budget(self, result: PassResult) -> str:
+        """What to say where modules were too much for the memory budget."""
         budget = self.config.memory_budget
         if budget is None or result.module_bytes is None or result.granularity == "module":
-            return
+            return ""
         kept = sum(num_buffer_bytes(feature, self.config.storage) for feature in result.found.features)
         too_much = "" if kept <= budget else f", which still takes {format_bytes(kept)}"
-        self._notify(
-            "memory budget",
+        return (
             f"buffers for every module would take {format_bytes(result.module_bytes)} a stream, more than memory_budget="
-            f'{format_bytes(budget)}: granularity "stack" instead{too_much}.',
+            f'{format_bytes(budget)}: granularity "stack" instead{too_much}.'
         )
 
-    def _rejected(self, result: PassResult) -> None:
-        rejected = result.found.rejected
-        if rejected:
-            entries = "".join(f"\n  {entry}" for entry in rejected)
+    def _rejected(self, found: RegionSet) -> None:
+        if found.rejected:
+            entries = "".join(f"\n  {entry}" for entry in found.rejected)
             self._notify("rejected", f"executed in every step, not forecast (explain() tells the same):{entries}")
 
     def _notify(self, topic: str, message: str) -> None:
@@ -241,6 +276,15 @@ class TaylorSeerBackend:
         if topic not in self._said:
             self._said.add(topic)
             warnings.warn(f"taylorseer_fx: {message}", TaylorSeerWarning, stacklevel=2)
+
+
+def _nothing(found: RegionSet) -> str:
+    rejected = "".join(f"\n  {entry}" for entry in found.rejected)
+    return (
+        "no attention or MLP to forecast in this graph. Looked for residual adds `x + f(x)`, with or without a gate, where "
+        f"f contains a matrix product, a convolution or attention; found {found.num_heavy} such operators and "
+        f"{found.num_residual_adds} residual adds{', none of which can be forecast:' + rejected if rejected else ''}. "
+    )
 
 
 _BROKEN = (

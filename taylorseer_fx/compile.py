@@ -16,33 +16,38 @@ from typing import Any
 import torch
 from functorch.compile import make_boxed_func
 from torch import fx
-from torch._functorch import config as functorch_config
 from torch._inductor.compile_fx import compile_fx, compile_fx_inner
 from torch.fx._lazy_graph_module import _LazyGraphModule
 
+from taylorseer_fx.cache import VariantCode, caching
 from taylorseer_fx.passes.pipeline import PassResult
 from taylorseer_fx.passes.specialize import StepKind
-from taylorseer_fx.runtime.dispatch import BoxedCallable, CompiledVariant, picker
+from taylorseer_fx.runtime.dispatch import BoxedCallable
 
 CompileGraph = Callable[[fx.GraphModule, Sequence[Any], tuple[int, ...]], BoxedCallable]
 CompileTraced = Callable[[fx.GraphModule, Sequence[Any], Sequence[int], CompileGraph], BoxedCallable]
 
 
 def trace_and_compile(
-    gm: fx.GraphModule, example_inputs: Sequence[Any], compile_traced: CompileTraced, options: Mapping[str, Any]
+    gm: fx.GraphModule,
+    example_inputs: Sequence[Any],
+    compile_traced: CompileTraced,
+    options: Mapping[str, Any],
+    tag: str | None = None,
 ) -> Callable[..., Any]:
     """Trace a Dynamo graph and let ``compile_traced`` compile it.
 
     ``compile_traced`` gets the functional ATen graph, its fake inputs, the positions of its weights, and a function
-    ``(gm, inputs, static_inputs) -> boxed callable`` that compiles a graph with Inductor.
+    ``(gm, inputs, static_inputs) -> boxed callable`` that compiles a graph with Inductor. With a ``tag`` it returns a
+    ``StepCode``, and is not called where AOTAutograd's cache holds one under that tag.
     """
+    with caching(tag) as outside:
 
-    def inner_compile(traced: fx.GraphModule, inputs: Sequence[Any], **kwargs: Any) -> BoxedCallable:
-        static_inputs = kwargs.pop("static_input_idxs", ())
-        return compile_traced(traced, inputs, static_inputs, partial(_compile_with_inductor, kwargs))
+        def inner_compile(traced: fx.GraphModule, inputs: Sequence[Any], **kwargs: Any) -> BoxedCallable:
+            static_inputs = kwargs.pop("static_input_idxs", ())
+            with outside():
+                return compile_traced(traced, inputs, static_inputs, partial(_compile_with_inductor, kwargs))
 
-    # AOTAutograd's cache stores what plain torch.compile made of the same graph, and on a hit would not call us at all.
-    with functorch_config.patch(enable_autograd_cache=False, bundled_autograd_cache=False):
         compile_with: Callable[..., Any] = compile_fx  # its annotations know no inner_compile but Inductor's own
         compiled: Callable[..., Any] = compile_with(gm, example_inputs, inner_compile=inner_compile, config_patches=dict(options))
     return compiled
@@ -86,7 +91,7 @@ def is_called_from_python() -> bool:
 
 def compile_variants(
     result: PassResult, inputs: Sequence[Any], static_inputs: Iterable[int], compile_graph: CompileGraph
-) -> dict[StepKind, CompiledVariant]:
+) -> dict[StepKind, VariantCode]:
     """Compile the graph of each step kind. Coefficients come after the inputs, then the buffers, which are static too."""
     guarded = result.guarded
     assert guarded is not None
@@ -101,7 +106,7 @@ def compile_variants(
         variant_static = tuple(i for i, position in enumerate(variant.kept) if position in static)
         with _without_output_strides() if kind is not StepKind.FULL else nullcontext():
             run = compile_graph(variant.gm, variant_inputs, variant_static)
-        compiled[kind] = CompiledVariant(run, picker(variant.kept))
+        compiled[kind] = VariantCode(run, variant.kept)
     return compiled
 
 

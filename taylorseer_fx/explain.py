@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, fx
 
+from taylorseer_fx.cache import StoredPasses
 from taylorseer_fx.compile import GraphBreak
 from taylorseer_fx.config import BackendConfig
 from taylorseer_fx.errors import ConfigError
@@ -61,8 +62,13 @@ class GraphSummary:
 class CompiledGraph:
     """What the backend keeps of a graph."""
 
-    result: PassResult
+    passes: PassResult | StoredPasses
     graph_break: GraphBreak | None = None
+
+    @property
+    def result(self) -> PassResult:
+        """What the passes made of it; they run now if the graph came from the cache."""
+        return self.passes if isinstance(self.passes, PassResult) else self.passes.result
 
 
 @dataclass(frozen=True)
@@ -171,19 +177,18 @@ class Report:
 
 def describe_model(graphs: Sequence[CompiledGraph], number: int, config: BackendConfig, layers: Mapping[int, int]) -> Report:
     """A report on one of the graphs of a model; ``layers`` counts the places that were called with each."""
-    summaries = tuple(_summarize(entry, layers.get(i, 0)) for i, entry in enumerate(graphs))
+    summaries = tuple(_summarize(entry.result, layers.get(i, 0), entry.graph_break) for i, entry in enumerate(graphs))
     return describe_graph(graphs[number].result, config, range(len(graphs))[number], summaries)
 
 
-def _summarize(entry: CompiledGraph, num_layers: int) -> GraphSummary:
-    result = entry.result
+def _summarize(result: PassResult, num_layers: int, graph_break: GraphBreak | None) -> GraphSummary:
     return GraphSummary(
         num_regions=len(result.found.regions),
         num_features=len(result.found.features),
         flops={name: count_flops(gm.graph) for name, gm in _step_graphs(result).items()},
         takes_time=bool(result.time_inputs),
         num_layers=num_layers,
-        ends_at=str(entry.graph_break or "return"),
+        ends_at=str(graph_break or "return"),
     )
 
 
@@ -212,7 +217,7 @@ def describe_graph(
         traffic={name: count_traffic(gm.graph) for name, gm in graphs.items()},
         time_inputs=tuple(_input_text(inputs[i]) for i in result.time_inputs),
         number=number,
-        graphs=summaries or (_summarize(CompiledGraph(result), 0),),
+        graphs=summaries or (_summarize(result, 0, None),),
         _graphs={"canonical": result.canonical, **({"guarded": result.guarded.gm} if result.guarded else {}), **graphs},
     )
 

@@ -1,0 +1,260 @@
+"""A second process need not trace: what was made of a graph goes into the cache that AOTAutograd keeps on disk.
+
+    first process:   Dynamo -> key: none found -> AOTAutograd -> our passes -> Inductor, twice -> StepCode, stored
+    second process:  Dynamo -> key: found -> StepCode, loaded
+
+AOTAutograd makes the key of all that it and Inductor read (the graph, its inputs, the settings, the versions); we add a tag for
+what we read: our own sources and settings, and the names that ``explain()`` and warnings tell. It stores any ``OutputCode``, so
+ours, and puts its own wrappers (aliased outputs, mutated inputs, tensor subclasses) around it as it does after tracing. What
+cannot be stored is traced and compiled in every process; Inductor's own cache of each variant still serves.
+"""
+
+import copy
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import fx
+from torch._functorch import config as functorch_config
+from torch._inductor.output_code import CompiledFxGraph, OutputCode
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+import taylorseer_fx.passes
+import taylorseer_fx.runtime
+from taylorseer_fx.config import BackendConfig
+from taylorseer_fx.passes.module_path import module_path, source_line
+from taylorseer_fx.passes.pipeline import PassResult, run_passes
+from taylorseer_fx.passes.regions import RegionSet
+from taylorseer_fx.passes.specialize import StepKind
+from taylorseer_fx.runtime.buffers import BufferLayout
+from taylorseer_fx.runtime.dispatch import BoxedCallable
+
+log = logging.getLogger(__name__)
+compiler_config: Any = torch.compiler.config  # a module that knows no ``patch`` until it is imported
+
+try:
+    from torch._functorch._aot_autograd.aot_autograd_result import BundledCompiledForward
+    from torch._functorch._aot_autograd.autograd_cache import BypassAOTAutogradCache
+    from torch.fx._graph_pickler import GraphPickler, Options
+
+    _OPTIONS = Options(ops_filter=None, node_metadata_key_filter=("val", "nn_module_stack", "stack_trace").__contains__)
+    _IS_SUPPORTED = hasattr(compiler_config, "cache_key_tag")
+except (ImportError, TypeError):  # a torch that stores no such thing: every process traces
+    _IS_SUPPORTED = False
+
+
+def _hash_sources() -> str:
+    """Of every file of ours that has a part in compiling a graph: a change in any is another cache entry."""
+    digest = hashlib.sha256()
+    for package in (taylorseer_fx, taylorseer_fx.passes, taylorseer_fx.runtime):
+        for path in sorted(Path(package.__path__[0]).glob("*.py")):
+            digest.update(f"{package.__name__}/{path.name}\0".encode() + path.read_bytes() + b"\0")
+    return digest.hexdigest()
+
+
+try:
+    SOURCES = _hash_sources()  # now, not at the first compile: the files are what was imported
+except OSError:
+    _IS_SUPPORTED = False
+
+
+@dataclass(frozen=True)
+class StoredPasses:
+    """What ``run_passes`` was given, on disk: a loaded graph is compiled already, so they run only if ``explain()`` asks."""
+
+    traced: bytes
+    arguments: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, traced: fx.GraphModule, arguments: Mapping[str, Any]) -> "StoredPasses | None":
+        """None where some operator, constant or size of the graph cannot be stored."""
+        try:
+            return cls(GraphPickler.dumps(_named(traced), _OPTIONS), arguments)
+        except Exception as error:  # a pickler meets everything; without the cache all works as well
+            log.info("not cached, since the graph cannot be stored: %s", error)
+            return None
+
+    @cached_property
+    def result(self) -> PassResult:
+        mode = FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv())
+        traced: Any = GraphPickler.loads(self.traced, mode)
+        return run_passes(traced, **self.arguments)
+
+
+def _named(gm: fx.GraphModule) -> fx.GraphModule:
+    """A copy of ``gm`` whose module stacks name classes instead of holding them, since local ones cannot be stored."""
+    graph, env = fx.Graph(), dict[fx.Node, fx.Node]()
+    graph.output(graph.graph_copy(gm.graph, env))
+    for node, copied in env.items():
+        copied.meta = dict(node.meta)
+        if stack := node.meta.get("nn_module_stack"):
+            copied.meta["nn_module_stack"] = {key: (path, "") for key, (path, _) in stack.items()}
+    return fx.GraphModule(gm, graph)
+
+
+@dataclass(frozen=True)
+class VariantCode:
+    """The code of a step kind; ``kept`` are the positions of what it takes among all inputs, coefficients and buffers."""
+
+    run: BoxedCallable
+    kept: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class CompiledSteps:
+    """What was made of one graph, as far as a process that loads it needs it.
+
+    ``found`` tells no regions, whose nodes are in the graph, only what was rejected; ``over_budget`` is what to say of the memory
+    budget, if anything. Without a ``layout`` nothing is forecast
+    and FULL, the graph as it was, is all there is.
+    """
+
+    found: RegionSet
+    over_budget: str
+    weight_input: int | None
+    time_inputs: tuple[int, ...]
+    variants: dict[StepKind, VariantCode]
+    layout: BufferLayout | None
+    coefficient_dtype: torch.dtype | None
+    passes: PassResult | StoredPasses
+
+
+class StepCode(OutputCode):
+    """What AOTAutograd takes for the compiled graph, calls, stores and loads.
+
+    ``run`` is set by the backend once compiling is over, since only then is it certain which of several will be called.
+    """
+
+    def __init__(self, tag: str | None, steps: CompiledSteps, stored_passes: StoredPasses | None) -> None:
+        super().__init__()
+        self._boxed_call = True  # the instance's, since AOTAutograd's wrappers copy its __dict__
+        self.tag, self.steps, self.stored_passes = tag, steps, stored_passes
+        self.run: BoxedCallable | None = None
+        _announce(self)
+
+    def __call__(self, inputs: Any) -> Any:
+        assert self.run is not None
+        return self.run(inputs)
+
+    def prepare_for_serialization(self) -> None:
+        """Called on a shallow copy that is to be stored."""
+        if self.stored_passes is None:
+            raise BypassAOTAutogradCache("taylorseer_fx: the graph cannot be stored")
+        variants = {kind: replace(code, run=_storable(code.run)) for kind, code in self.steps.variants.items()}
+        self.steps = replace(self.steps, variants=variants, passes=self.stored_passes)
+        self.run = None
+
+    def post_compile(self, example_inputs: Sequence[Any], _constants: Any, graph_kwargs: Any) -> None:
+        """Called when loaded from the cache: load the code of the variants, too."""
+
+        def load(code: Any) -> BoxedCallable:
+            stored = BundledCompiledForward(code)
+            loaded: BoxedCallable = stored.post_compile(stored.load(example_inputs), graph_kwargs)
+            return loaded
+
+        variants = {kind: replace(code, run=load(code.run)) for kind, code in self.steps.variants.items()}
+        self.steps = replace(self.steps, variants=variants)
+        _announce(self)
+
+    def set_triton_bundle(self, triton_bundle: Any) -> None:
+        """Each variant has its own."""
+
+
+def _storable(run: BoxedCallable) -> CompiledFxGraph:
+    if not isinstance(run, CompiledFxGraph) or run.cudagraph_info is not None:
+        raise BypassAOTAutogradCache("taylorseer_fx: a variant cannot be stored")
+    stored = copy.copy(run)
+    stored.prepare_for_serialization()
+    return stored
+
+
+@dataclass(frozen=True)
+class _Arrivals:
+    tag: str | None
+    codes: list[StepCode] = field(default_factory=list)
+
+
+_arrivals: ContextVar[_Arrivals | None] = ContextVar("_arrivals", default=None)
+
+
+def _announce(code: StepCode) -> None:
+    arrivals = _arrivals.get()
+    if arrivals is None or arrivals.tag != code.tag:
+        raise RuntimeError("taylorseer_fx: code for another backend")  # torch takes it as: not in the cache
+    arrivals.codes.append(code)
+
+
+@contextmanager
+def arriving(tag: str | None) -> Iterator[list[StepCode]]:
+    """What is compiled or loaded meanwhile; the last is the one that counts, should loading have failed at the last moment."""
+    arrivals = _Arrivals(tag)
+    token = _arrivals.set(arrivals)
+    try:
+        yield arrivals.codes
+    finally:
+        _arrivals.reset(token)
+
+
+@contextmanager
+def caching(tag: str | None) -> Iterator[Callable[[], AbstractContextManager[None]]]:
+    """AOTAutograd's cache on under our ``tag``, or off for None; yields a context in which all is as it was outside.
+
+    Off, since the cache under torch's own key holds what plain ``torch.compile`` made of the same graph.
+    """
+    settings = {"enable_autograd_cache": False, "bundled_autograd_cache": False}
+    if tag is None:
+        with functorch_config.patch(settings):
+            yield nullcontext
+        return
+    outer = compiler_config.cache_key_tag
+
+    @contextmanager
+    def outside() -> Iterator[None]:
+        with functorch_config.patch(settings), compiler_config.patch(cache_key_tag=outer):
+            yield
+
+    with (
+        functorch_config.patch(bundled_autograd_cache=True, strict_autograd_cache=False),
+        compiler_config.patch(cache_key_tag=f"{outer}|{tag}"),
+    ):
+        yield outside
+
+
+def cache_tag(gm: fx.GraphModule, config: BackendConfig, *origin: object) -> str | None:
+    """What besides torch's key tells one compiled graph from another; None where nothing is to be stored.
+
+    Names are part of it: two models may compute the same, but ``explain()`` is to tell of the one at hand.
+    """
+    if not _IS_SUPPORTED or config.compiler != "inductor" or _is_being_exported() or _holds_tensors(gm):
+        return None
+    settings = [str(config.storage), str(config.selection), config.on_no_regions, *map(str, origin)]
+    names = [(module_path(node), source_line(node)) for node in gm.graph.nodes if node.op != "placeholder"]
+    return f"taylorseer_fx:{hashlib.sha256(json.dumps([SOURCES, settings, names]).encode()).hexdigest()}"
+
+
+def _holds_tensors(gm: fx.GraphModule) -> bool:
+    """Of a tensor that is not an input, torch's key tells all but the values."""
+    return any(isinstance(value, torch.Tensor) for module in gm.modules() for value in _attributes(module))
+
+
+def _attributes(module: torch.nn.Module) -> Iterator[Any]:
+    yield from vars(module).values()
+    yield from module.parameters(recurse=False)
+    yield from module.buffers(recurse=False)
+
+
+def _is_being_exported() -> bool:
+    """Is somebody storing what backends return, to call it later without them? It would lack the backend that runs it."""
+    outer = ("bundled_autograd_cache", "force_autograd_cache", "bypass_autograd_cache_key")
+    return getattr(torch._dynamo.config, "caching_precompile", False) or any(
+        getattr(functorch_config, name, False) for name in outer
+    )

@@ -1,0 +1,250 @@
+"""What AOTAutograd's cache holds of ours: loaded by the next process, and by none for which it would be wrong."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import nullcontext
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch._dynamo.utils import counters
+from torch._inductor.utils import fresh_cache
+
+import taylorseer_fx.backend
+import taylorseer_fx.cache
+import taylorseer_fx.passes
+import taylorseer_fx.runtime
+from taylorseer_fx import TaylorSeerBackend, TaylorSeerWarning, taylorseer_backend
+from tests.warm_worker import Model, run
+
+pytestmark = pytest.mark.inductor
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(autouse=True)
+def cold() -> Iterator[None]:
+    with fresh_cache():
+        yield
+
+
+@pytest.fixture
+def pass_runs(monkeypatch) -> list[Any]:
+    """Grows by one whenever the passes run."""
+    runs: list[Any] = []
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        runs.append(args)
+        return run_passes(*args, **kwargs)
+
+    run_passes = taylorseer_fx.backend.run_passes
+    for module in (taylorseer_fx.backend, taylorseer_fx.cache):
+        monkeypatch.setattr(module, "run_passes", counted)
+    return runs
+
+
+def anew(model: nn.Module | None = None, **settings: Any) -> tuple[TaylorSeerBackend, list[Tensor]]:
+    """A generation as a new process would run it."""
+    torch.compiler.reset()
+    counters.clear()
+    backend = taylorseer_backend(order=1, interval=3, warmup=2) if not settings else taylorseer_backend(**settings)
+    return backend, run(model or Model(), backend)
+
+
+def lookups() -> tuple[int, int]:
+    found = counters["aot_autograd"]
+    return found["autograd_cache_hit"], found["autograd_cache_miss"]
+
+
+def worker(directory: Path) -> dict[str, Any]:
+    """Another process, with the caches of this one."""
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    command = [sys.executable, "-m", "tests.warm_worker", str(directory / "out.pt")]
+    done = subprocess.run(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    return torch.load(directory / "out.pt")
+
+
+def test_second_process(tmp_path):
+    """It traces nothing, and says and gives the same; ``explain()`` lets the passes run after all."""
+    first, second = worker(tmp_path), worker(tmp_path)
+    assert first["lookups"] == (0, 1)
+    assert second["lookups"] == (1, 0)
+    assert first["pass_runs"] == [1, 1]
+    assert second["pass_runs"] == [0, 1]
+    assert first["stats"] == second["stats"]
+    assert first["stats"]["compiles"] == 2
+    assert first["report"] == second["report"]
+    assert first["graphs"] == second["graphs"]
+    assert all(torch.equal(a, b) for a, b in zip(first["outputs"], second["outputs"], strict=True))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"order": 2}, {"buffer_dtype": torch.bfloat16}, {"on_no_regions": "warn"}, {"compiler_options": {"epilogue_fusion": False}}],
+    ids=str,
+)
+def test_other_settings_miss(settings):
+    """What the code or its messages depend on; the schedule is no part of it."""
+    anew(order=1)
+    anew(order=1, interval=2, warmup=1)
+    assert lookups() == (1, 0)
+    anew(**{"order": 1, **settings})
+    assert lookups() == (0, 1)
+
+
+def test_other_sources_miss(monkeypatch, pass_runs):
+    anew()
+    monkeypatch.setattr(taylorseer_fx.cache, "SOURCES", "edited")
+    anew()
+    assert lookups() == (0, 1)
+    assert counters["inductor"]["fxgraph_cache_hit"] == 2, "the variants did not change, and are found"
+    assert len(pass_runs) == 2
+
+
+@pytest.mark.parametrize("package", [taylorseer_fx, taylorseer_fx.passes, taylorseer_fx.runtime], ids=lambda p: p.__name__)
+def test_sources_are_all_files(package, monkeypatch, tmp_path):
+    """An edit of any file, and a new one, is another identity."""
+    copied = Path(shutil.copytree(package.__path__[0], tmp_path / "copy", ignore=shutil.ignore_patterns("demo", "digits")))
+    monkeypatch.setattr(package, "__path__", [str(copied)])
+    assert taylorseer_fx.cache._hash_sources() == taylorseer_fx.cache.SOURCES
+    seen = {taylorseer_fx.cache.SOURCES}
+    for path in sorted(copied.glob("*.py")):
+        path.write_text(path.read_text() + "#\n")
+        seen.add(taylorseer_fx.cache._hash_sources())
+    (copied / "new.py").touch()
+    seen.add(taylorseer_fx.cache._hash_sources())
+    assert len(seen) == len(list(copied.glob("*.py"))) + 1
+
+
+def test_other_names_miss():
+    """A model that computes the same under other names: ``explain()`` is to tell its own."""
+
+    class Renamed(Model):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers, self.blocks = self.blocks, None
+
+    anew()
+    backend, _ = anew(Renamed())
+    assert lookups() == (0, 1)
+    assert backend.explain().regions[0].path.startswith("layers")
+
+
+def test_plain_compile_keeps_its_own():
+    """Neither takes the other's: the key is the same but for the tag."""
+    anew()
+    torch.compiler.reset()
+    counters.clear()
+    model = Model()
+    expected = run(model, None)
+    plain = run(model, "inductor")
+    assert lookups() == (0, 1)
+    torch.testing.assert_close(plain, expected)
+    anew()
+    assert lookups() == (1, 0)
+
+
+def test_dynamic_shapes():
+    """Loaded for one size, right for others."""
+
+    def both_sizes(backend: Any) -> list[Tensor]:
+        compiled = torch.compile(model, backend=backend, dynamic=True)
+        with torch.no_grad():
+            return [compiled(torch.ones(2, size, 8), torch.full((2,), time)) for size in (5, 9) for time in (9.0, 8.0, 7.0, 6.0)]
+
+    model = Model()
+    results = []
+    for _ in range(2):
+        torch.compiler.reset()
+        counters.clear()
+        backend = taylorseer_backend(order=1, interval=3, warmup=2)
+        results.append(both_sizes(backend))
+    assert lookups() == (1, 0)
+    torch.testing.assert_close(results[0], results[1], rtol=0, atol=0)
+    assert backend.stats().forecast_calls == 4
+    assert "s" in str(backend.explain().regions[0].features[0].shape[1])
+
+
+def test_no_regions(pass_runs):
+    """Warned of, or refused, by every process."""
+
+    class Other(nn.Module):
+        def forward(self, x: Tensor, time: Tensor) -> Tensor:
+            return x * time[:, None, None]
+
+    for _ in range(2):
+        with pytest.warns(TaylorSeerWarning, match="no attention or MLP"):
+            anew(Other(), on_no_regions="warn")
+    assert lookups() == (1, 0)
+    assert len(pass_runs) == 1
+    for _ in range(2):
+        with pytest.raises(torch._dynamo.exc.BackendCompilerFailed, match="NoRegionsError: no attention or MLP"):
+            anew(Other(), on_no_regions="error")
+
+
+def test_graph_breaks():
+    """Each graph is an entry of its own."""
+
+    class Broken(Model):
+        def forward(self, x: Tensor, time: Tensor) -> Tensor:
+            x = super().forward(x, time)
+            torch._dynamo.graph_break()
+            return super().forward(x, time)
+
+    model = Broken()
+    first, expected = anew(model)
+    stats = first.stats()
+    second, loaded = anew(model)
+    assert lookups() == (2, 0)
+    torch.testing.assert_close(loaded, expected, rtol=0, atol=0)
+    assert second.stats() == stats
+    assert [entry.ends_at for entry in second.explain().graphs] == [entry.ends_at for entry in first.explain().graphs]
+
+
+def test_what_cannot_be_stored_is_compiled_each_time(monkeypatch, pass_runs):
+    def refuse(*_args: Any) -> bytes:
+        raise NotImplementedError
+
+    monkeypatch.setattr(taylorseer_fx.cache.GraphPickler, "dumps", refuse)
+    _, expected = anew()
+    _, again = anew()
+    assert lookups() == (0, 1)
+    assert len(pass_runs) == 2
+    torch.testing.assert_close(again, expected, rtol=0, atol=0)
+
+
+def test_unsupported_torch(monkeypatch, pass_runs):
+    monkeypatch.setattr(taylorseer_fx.cache, "_IS_SUPPORTED", False)
+    anew()
+    anew()
+    assert lookups() == (0, 0)
+    assert len(pass_runs) == 2
+
+
+def test_a_damaged_entry_is_compiled_again(pass_runs):
+    anew()
+    for path in (Path(torch._inductor.runtime.runtime_utils.cache_dir()) / "aotautograd").glob("*/*"):
+        path.write_bytes(path.read_bytes()[:100])
+    anew()
+    assert lookups() == (0, 1)
+    assert len(pass_runs) == 2
+
+
+def test_an_entry_of_another_tag_is_not_taken(monkeypatch, pass_runs):
+    """Should some torch leave our tag out of its key, what it finds there is not run."""
+    anew(order=1)
+    deaf = SimpleNamespace(cache_key_tag="", patch=lambda **_: nullcontext())
+    monkeypatch.setattr(taylorseer_fx.cache, "compiler_config", deaf)
+    anew(order=1)
+    assert lookups() == (0, 1)
+    _, expected = anew(order=2, interval=3, warmup=2)
+    _, again = anew(order=2, interval=3, warmup=2)
+    assert lookups() == (0, 0), "an entry was found and refused"
+    assert len(pass_runs) == 4
+    torch.testing.assert_close(again, expected, rtol=0, atol=0)
