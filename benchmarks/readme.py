@@ -52,11 +52,22 @@ def _benchmarks(source: dict[str, Any]) -> str:
             ),
             (f"{what}: derivative buffers", format_bytes(row["buffer_bytes"])),
         ]
-    compiling, tiny = by_name["test_compile_seconds"], by_name["test_tiny_model_call"]
+    rows += [*_floor(by_name["test_floor"], by_name["test_update"])]
+    compiling, tiny, warm = (
+        by_name[name] for name in ("test_compile_seconds", "test_tiny_model_call", "test_warm_start_seconds")
+    )
     rows += [
         (
             f"{compiling['workload']}: compile seconds, both graphs, against plain `torch.compile`, caches cold",
-            f"{compiling['ours_seconds']:.1f} / {compiling['plain_seconds']:.1f} = {compiling['ours_over_plain']:.2f}",
+            _ratio(compiling["ours_seconds"], compiling["plain_seconds"]),
+        ),
+        (
+            f"{warm['workload']}, one thread: seconds until the first result, against plain `torch.compile`, caches cold",
+            _ratio(warm["ours_cold_seconds"], warm["plain_cold_seconds"]),
+        ),
+        (
+            f"{warm['workload']}, one thread: the same in a second process, caches warm",
+            _ratio(warm["ours_warm_seconds"], warm["plain_warm_seconds"]),
         ),
         (
             "our own Python in a call, FLUX.1-dev's number of inputs and buffers",
@@ -68,6 +79,30 @@ def _benchmarks(source: dict[str, Any]) -> str:
         ),
     ]
     return f"{_markdown(('measured', ''), [*rows, *_region_finding(by_name)])}\n\n{_machine(source)}"
+
+
+def _floor(floor: dict[str, Any], update: dict[str, Any]) -> list[tuple[str, str]]:
+    rows = []
+    for name in ("module", "stack"):
+        row, what = floor[name], f"{floor['workload']}, order {floor['order']}, {name}"
+        rows += [
+            (f"{what}: full step, over a step of plain `torch.compile`", f"{row['full_over_plain']:.3f}"),
+            (
+                f"{what}: forecast step, over a plain step (over the time to read its bytes once)",
+                f"{row['forecast_over_plain']:.4f} ({row['forecast_over_bytes']:.2f}x)",
+            ),
+            (
+                f"{what}: run of {len(floor['schedule'])} steps, speed-up over plain `torch.compile` (byte ceiling, ceiling)",
+                f"{row['speedup_over_plain']:.2f}x ({row['byte_ceiling']:.2f}x, {floor['ceiling']:.2f}x)",
+            ),
+            (f"{what}: derivative buffers", format_bytes(row["buffer_bytes"])),
+        ]
+    forms = f"{update['snapshots_ms']:.1f} ms / {update['differences_ms']:.1f} ms"
+    return [*rows, ("bringing the buffers of DiT-XL/2 up to date, order 2: as snapshots / as differences", forms)]
+
+
+def _ratio(ours: float, plain: float) -> str:
+    return f"{ours:.1f} / {plain:.1f} = {ours / plain:.2f}"
 
 
 def _region_finding(by_name: dict[str, Any]) -> list[tuple[str, str]]:

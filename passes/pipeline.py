@@ -15,6 +15,7 @@ from torch._logging._internal import trace_structured
 
 from taylorseer_fx.passes.canonicalize import canonicalize
 from taylorseer_fx.passes.clean_up import Variant, clean_up
+from taylorseer_fx.passes.few_rows import put_weights_left
 from taylorseer_fx.passes.find_cut_branches import find_arriving_branches, find_leaving_branches
 from taylorseer_fx.passes.find_kept import find_kept, num_buffer_bytes
 from taylorseer_fx.passes.find_regions import find_regions
@@ -170,8 +171,8 @@ def _telling_weight(placeholders: Sequence[fx.Node], static_inputs: Iterable[int
 def _variant(stages: _Stages, guarded: GuardedGraph, kind: StepKind) -> Variant:
     special = stages.run(f"specialize_{kind.value}", lambda: specialize(guarded, kind), lambda gm: gm)
     if kind is StepKind.FORECAST:
-        narrowed = special
-        special = stages.run("narrow_forecast", lambda: narrow(narrowed), lambda gm: gm)
+        narrowed = stages.run("narrow_forecast", lambda: narrow(special), lambda gm: gm)
+        special = stages.run("few_rows_forecast", lambda: put_weights_left(narrowed), lambda gm: gm)
     return stages.run(f"clean_up_{kind.value}", lambda: clean_up(special), lambda variant: variant.gm)
 
 

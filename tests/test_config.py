@@ -10,8 +10,14 @@ import torch
 from taylorseer_fx import ConfigError, TaylorSeerError, taylorseer_backend
 from taylorseer_fx.backend import taylorseer
 from taylorseer_fx.config import BackendConfig
+from taylorseer_fx.passes.pipeline import Selection
 
 FULL_STEPS = "an increasing list of step indices that begins with 0"
+
+GRANULARITY = "'module' or 'stack'"
+BUFFER_DTYPE = (
+    "None or one of torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.float8_e5m2, torch.float8_e4m3fn"
+)
 
 BAD = [
     ("order", 5, "an int of 0 to 4"),
@@ -37,13 +43,19 @@ BAD = [
     ("full_steps", [0, True], FULL_STEPS),
     ("full_steps", "012", FULL_STEPS),
     ("full_steps", 3, FULL_STEPS),
-    ("granularity", "block", "'module'"),
-    ("granularity", None, "'module'"),
+    ("granularity", "block", GRANULARITY),
+    ("granularity", None, GRANULARITY),
+    ("memory_budget", 0, "an int of at least 1"),
+    ("memory_budget", -1, "an int of at least 1"),
+    ("memory_budget", 1e9, "an int of at least 1"),
+    ("memory_budget", True, "an int of at least 1"),
+    ("memory_budget", "1 GiB", "an int of at least 1"),
     ("compiler", "tvm", "'inductor' or 'eager'"),
     ("on_no_regions", "ignore", "'error' or 'warn'"),
-    ("buffer_dtype", torch.int8, "None or one of torch.float64, torch.float32, torch.bfloat16, torch.float16"),
-    ("buffer_dtype", torch.complex64, "None or one of torch.float64, torch.float32, torch.bfloat16, torch.float16"),
-    ("buffer_dtype", "bfloat16", "None or one of torch.float64, torch.float32, torch.bfloat16, torch.float16"),
+    ("buffer_dtype", torch.int8, BUFFER_DTYPE),
+    ("buffer_dtype", torch.float8_e4m3fnuz, BUFFER_DTYPE),
+    ("buffer_dtype", torch.complex64, BUFFER_DTYPE),
+    ("buffer_dtype", "bfloat16", BUFFER_DTYPE),
     ("cuda_graphs", True, "None or False"),
     ("cuda_graphs", "yes", "None or False"),
     ("compiler_options", [("max_autotune", True)], "a mapping from Inductor's option names to values"),
@@ -69,6 +81,12 @@ def test_full_steps_stand_alone(name, value):
     """Interval or warm-up beside an explicit list would be ignored, so they are refused."""
     with pytest.raises(ConfigError, match=re.escape(f"{name} must be left out when full_steps is given, got {value}")):
         taylorseer_backend(full_steps=[0, 1], **{name: value})
+
+
+def test_a_budget_beside_the_stack():
+    """The budget chooses the granularity, so it says nothing where that is given."""
+    with pytest.raises(ConfigError, match="granularity must be left out when memory_budget is given, got 'stack'"):
+        taylorseer_backend(granularity="stack", memory_budget=1 << 30)
 
 
 def test_unknown_compiler_option_is_named():
@@ -98,6 +116,7 @@ class TestGood:
         config = taylorseer_backend().config
         assert (config.order, config.interval, config.warmup, config.full_steps) == (1, 5, 3, None)
         assert (config.granularity, config.compiler, config.buffer_dtype) == ("module", "inductor", None)
+        assert config.memory_budget is None
 
     @pytest.mark.parametrize("order", range(5))
     def test_every_order(self, order):
@@ -114,9 +133,28 @@ class TestGood:
     def test_defaults_beside_full_steps_are_no_conflict(self):
         assert BackendConfig(interval=5, warmup=3, full_steps=(0, 4)).full_steps == (0, 4)
 
-    @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
-    def test_buffer_dtypes(self, dtype):
-        assert taylorseer_backend(buffer_dtype=dtype).config.buffer_dtype == dtype
+    @pytest.mark.parametrize(
+        ("dtype", "stored", "keeps_differences"),
+        [
+            (None, (torch.float16, torch.float16), False),
+            (torch.float64, (torch.float64, torch.float64), False),
+            (torch.float32, (torch.float32, torch.float32), False),
+            (torch.bfloat16, (torch.bfloat16, torch.bfloat16), False),
+            (torch.float16, (torch.float16, torch.float16), False),
+            (torch.float8_e5m2, (torch.float16, torch.float8_e5m2), True),
+            (torch.float8_e4m3fn, (torch.float16, torch.float8_e4m3fn), True),
+        ],
+    )
+    def test_buffer_dtypes(self, dtype, stored, keeps_differences):
+        """What is stored of a half-precision feature, at orders 0 and 1; eight bits are for differences only."""
+        storage = taylorseer_backend(buffer_dtype=dtype).config.storage
+        assert (storage.dtypes(torch.float16), storage.keeps_differences) == (stored, keeps_differences)
+
+    def test_selection(self):
+        """The budget goes with modules; the granularity is what was said."""
+        assert taylorseer_backend().config.selection == Selection("module", None)
+        assert taylorseer_backend(memory_budget=1 << 40).config.selection == Selection("module", 1 << 40)
+        assert taylorseer_backend(granularity="stack").config.selection == Selection("stack", None)
 
     def test_compiler_options_are_copied(self):
         """What the caller does with the dictionary afterwards changes nothing."""

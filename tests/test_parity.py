@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from taylorseer_fx import TaylorSeerBackend, taylorseer_backend
 from taylorseer_fx.passes.guard_regions import cond
 from taylorseer_fx.runtime.dispatch import Dispatcher
-from taylorseer_fx.runtime.weights import formed_after, reciprocal_gaps, taylor_weights
+from taylorseer_fx.runtime.weights import SnapshotHistory
 from tests.reference import HookReference
 from tests.zoo import MODELS, ZooModel, dit, flux, sd3
 
@@ -189,7 +189,8 @@ class RecordArguments:
 def test_guarded_graph(monkeypatch, name, order):
     """The guarded graph, run as it is with its predicate and buffers passed by hand, equals both reference and variants.
 
-    To the variants it is equal bit for bit: specialising and cleaning up change no arithmetic.
+    To the full variant it is equal bit for bit; in a forecast step the variant multiplies with slices of the weights, which may
+    round another way.
     """
     zoo = MODELS[name](torch.float64)
     backend = taylorseer_backend(order=order, interval=3, warmup=2, compiler="eager")
@@ -198,22 +199,22 @@ def test_guarded_graph(monkeypatch, name, order):
     record = RecordArguments(Dispatcher.__call__)
     monkeypatch.setattr(Dispatcher, "__call__", record)
     buffers: list[Tensor] = []
-    last_full, formed = 0, -1
+    last_full, history = 0, SnapshotHistory(order)
     for step in range(15):
         compiled(**zoo.inputs(step))
         gm = backend.explain().graph("guarded")
         assert any(node.target is cond for node in gm.graph.nodes)
         if step == 0:
-            inputs = gm.graph.find_nodes(op="placeholder")[len(record.arguments) + 3 :]
+            inputs = gm.graph.find_nodes(op="placeholder")[len(record.arguments) + 2 :]
             buffers = [torch.zeros(node.meta["val"].shape, dtype=node.meta["val"].dtype) for node in inputs]
         full, gap = reference.is_full(step), step - last_full
-        formed = formed_after(formed, step, 2, order) if full else formed
-        gaps = torch.tensor(reciprocal_gaps(order, formed, max(gap, 1)), dtype=torch.float64)
-        weights = torch.tensor(taylor_weights(order, formed, gap), dtype=torch.float64)
-        results = gm(*record.arguments, torch.tensor(full), gaps, weights, *buffers)
+        history = history.after_full(step, max(gap, 1), 2) if full else history
+        weights = torch.tensor(history.weights(0 if full else gap), dtype=torch.float64)
+        results = gm(*record.arguments, torch.tensor(full), weights, *buffers)
         outputs, buffers = results[: len(record.outputs)], list(results[len(record.outputs) :])
-        assert len(buffers) == zoo.num_features * (order + 1)
-        assert all(torch.equal(a, b) for a, b in zip(outputs, record.outputs, strict=True))
+        assert 0 < len(buffers) <= zoo.num_features * (order + 1)
+        for a, b in zip(outputs, record.outputs, strict=True):
+            assert torch.equal(a, b) if full else relative_error(a, b) <= ROUNDING[torch.float64]
         assert relative_error(outputs[0], reference(step, zoo.inputs(step))) <= ROUNDING[torch.float64]
         last_full = step if full else last_full
 

@@ -8,26 +8,30 @@ import torch
 from torch import nn
 
 from taylorseer_fx.passes import pipeline
-from taylorseer_fx.passes.pipeline import PassError, PassResult, count_ops, run_passes
+from taylorseer_fx.passes.pipeline import PassError, PassResult, Selection, count_ops, run_passes
 from taylorseer_fx.passes.specialize import StepKind
+from taylorseer_fx.passes.taylor import Storage
 from tests.graphs import left_as_it_is, nodes_without_value, render, trace, two_layers
 
 STAGES = [
     "trace",
     "canonicalize",
     "find_regions",
+    "find_kept",
     "guard_regions",
     "specialize_full",
     "clean_up_full",
     "specialize_forecast",
+    "narrow_forecast",
+    "few_rows_forecast",
     "clean_up_forecast",
 ]
 
 
-def passes(dtype: torch.dtype = torch.float32, order: int = 1, **kwargs: object) -> PassResult:
+def passes(storage: Storage = Storage(1), selection: Selection = Selection(), dtype: torch.dtype = torch.float32) -> PassResult:
     model, args = two_layers(dtype)
     traced = trace(model, *args)
-    return run_passes(traced.gm, traced.static_inputs, order, **kwargs)
+    return run_passes(traced.gm, traced.static_inputs, storage, selection)
 
 
 class TestResult:
@@ -46,13 +50,14 @@ class TestResult:
         model, args = two_layers()
         traced = trace(model, *args)
         with left_as_it_is(traced.gm):
-            run_passes(traced.gm, traced.static_inputs, 2)
+            run_passes(traced.gm, traced.static_inputs, Storage(2))
 
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-    @pytest.mark.parametrize("buffer_dtype", [None, torch.float16])
-    def test_every_node_has_its_value_in_every_graph(self, dtype, buffer_dtype):
+    @pytest.mark.parametrize("buffer_dtype", [None, torch.float16, torch.float8_e4m3fn])
+    @pytest.mark.parametrize("granularity", ["module", "stack"])
+    def test_every_node_has_its_value_in_every_graph(self, dtype, buffer_dtype, granularity):
         """``meta["val"]`` is what the next pass and Inductor go by."""
-        result = passes(dtype, order=2, buffer_dtype=buffer_dtype)
+        result = passes(Storage(2, buffer_dtype), Selection(granularity), dtype)
         for gm in (result.canonical, result.guarded.gm, *(result.variants[kind].gm for kind in StepKind)):
             assert nodes_without_value(gm) == []
 
@@ -69,22 +74,57 @@ class TestResult:
     def test_nothing_to_forecast(self):
         """No regions: the passes stop there, and say so by leaving the later graphs out."""
         traced = trace(nn.Linear(4, 4), torch.randn(3, 4))
-        result = run_passes(traced.gm, traced.static_inputs, 1)
+        result = run_passes(traced.gm, traced.static_inputs, Storage(1))
         assert result.guarded is None
         assert result.variants == {}
         assert result.found.regions == ()
-        assert [stage.name for stage in result.stages] == STAGES[:3]
+        assert [stage.name for stage in result.stages] == STAGES[:4]
+
+
+NEEDED = 2 * 2 * 3 * 4 * 4  # bytes: two buffers of two features of 3 x 4 floats
+
+
+class TestSelection:
+    """What is taken for a feature, and what a budget makes of it."""
+
+    def test_stack(self):
+        result = passes(selection=Selection("stack"))
+        assert (result.granularity, result.module_bytes) == ("stack", None)
+        assert [stage.name for stage in result.stages] == [*STAGES[:2], "find_stack", *STAGES[3:]]
+        assert [region.kind.value for region in result.found.regions] == ["stack"]
+
+    @pytest.mark.parametrize("budget", [None, NEEDED, NEEDED + 1])
+    def test_modules_within_the_budget(self, budget):
+        result = passes(selection=Selection("module", budget))
+        assert (result.granularity, result.module_bytes) == ("module", NEEDED)
+        assert [stage.name for stage in result.stages] == STAGES
+
+    @pytest.mark.parametrize("budget", [1, NEEDED - 1])
+    def test_stack_beyond_it(self, budget):
+        """The modules were looked for, and their bytes are told all the same."""
+        result = passes(selection=Selection("module", budget))
+        assert (result.granularity, result.module_bytes) == ("stack", NEEDED)
+        assert [stage.name for stage in result.stages] == [*STAGES[:4], "find_stack", *STAGES[3:]]
+        assert render(result.guarded.gm) == render(passes(selection=Selection("stack")).guarded.gm)
+
+    def test_the_dtype_of_the_buffers_counts(self):
+        half = passes(Storage(1, torch.float16), Selection("module", NEEDED // 2))
+        assert (half.granularity, half.module_bytes) == ("module", NEEDED // 2)
+        eighth = passes(Storage(1, torch.float8_e5m2))
+        assert eighth.module_bytes == 2 * 3 * 4 * (4 + 1)
 
 
 class TestFailure:
     @pytest.mark.parametrize(
         ("name", "before"),
         [
-            ("canonicalize", "trace"),
-            ("find_regions", "trace, canonicalize"),
-            ("guard_regions", "trace, canonicalize, find_regions"),
-            ("specialize", "trace, canonicalize, find_regions, guard_regions"),
-            ("clean_up", "trace, canonicalize, find_regions, guard_regions, specialize_full"),
+            ("canonicalize", STAGES[:1]),
+            ("find_regions", STAGES[:2]),
+            ("find_kept", STAGES[:3]),
+            ("guard_regions", STAGES[:4]),
+            ("specialize", STAGES[:5]),
+            ("clean_up", STAGES[:6]),
+            ("narrow", STAGES[:8]),
         ],
     )
     def test_names_the_pass_and_those_before_it(self, monkeypatch, name, before):
@@ -97,9 +137,10 @@ class TestFailure:
         monkeypatch.setattr(pipeline, name, fail)
         with pytest.raises(PassError) as raised:
             passes()
-        failed = name if name not in ("specialize", "clean_up") else f"{name}_full"
-        assert f"'{failed}' failed: no such luck" in str(raised.value)
-        assert f"before it: {before})" in str(raised.value)
+        failed = STAGES[len(before)]
+        assert failed.startswith(name)
+        assert f"{failed!r} failed: no such luck" in str(raised.value)
+        assert f"before it: {', '.join(before)})" in str(raised.value)
         assert raised.value.__cause__ is cause
 
     def test_interrupts_are_not_swallowed(self, monkeypatch):
@@ -116,8 +157,8 @@ class TestLogging:
         """TORCH_LOGS="+taylorseer_fx" sets this level."""
         messages = self.logged(logging.DEBUG)
         assert len(messages) == 2 * len(STAGES)
-        assert messages[6].startswith("4 guard_regions: 12 ops, ")
-        assert "torch.ops.higher_order.cond" in messages[7]
+        assert messages[8].startswith("5 guard_regions: 12 ops, ")
+        assert "torch.ops.higher_order.cond" in messages[9]
 
     def test_silent_otherwise(self):
         assert self.logged(logging.INFO) == []

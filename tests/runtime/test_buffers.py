@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from taylorseer_fx.passes.guard_regions import guard_regions
+from taylorseer_fx.passes.taylor import Storage
 from taylorseer_fx.runtime.buffers import BufferLayout, num_bytes
 from tests.graphs import pass_inputs, trace
 
@@ -73,7 +74,7 @@ class TestDynamic:
     def test_sized_by_the_call(self, model, factor, batch, tokens):
         """One layout, traced once at 3 x 5, serves every shape, also where a size is computed from the input's."""
         traced = trace(model, torch.randn(3, 5, 4), dynamic=True)
-        guarded = guard_regions(*pass_inputs(traced), 0, None)
+        guarded = guard_regions(*pass_inputs(traced), Storage(0))
         layout = BufferLayout.of([node.meta["val"] for node in guarded.buffers], traced.fake_inputs)
         x = torch.randn(batch, tokens, 4)
         args = [x if isinstance(real, Tensor) and real.shape == (3, 5, 4) else real for real in traced.real_inputs]

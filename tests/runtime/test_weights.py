@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from taylorseer_fx.runtime.schedule import Schedule
-from taylorseer_fx.runtime.weights import formed_after, reciprocal_gaps, taylor_weights
+from taylorseer_fx.runtime.weights import DifferenceHistory, SnapshotHistory, formed_after, taylor_weights
 
 ORDERS = st.integers(0, 4)
 
@@ -23,21 +23,39 @@ class Step:
 
 
 def simulate(signal, schedule: Schedule, order: int, num_steps: int) -> list[Step]:
-    """The recursion in plain Python on a scalar signal: sampled at full steps, forecast at the others."""
-    buffers, formed, last, steps = [0.0] * (order + 1), -1, 0, []
+    """The recursion in plain Python on a scalar signal: sampled at full steps, forecast at the others.
+
+    Both histories are run beside it, each with the buffers that it is for, and must say the same.
+    """
+    differences, formed, last, steps = [0.0] * (order + 1), -1, 0, []
+    snapshots = [0.0] * (order + 1)
+    histories = [DifferenceHistory(order), SnapshotHistory(order)]
     for step in range(num_steps):
+        gap = max(step - last, 1)
         if schedule.is_full(step):
             formed = formed_after(formed, step, schedule.warmup_steps, order)
-            gaps = reciprocal_gaps(order, formed, max(step - last, 1))
+            histories = [history.after_full(step, gap, schedule.warmup_steps) for history in histories]
             new = [signal(step)]
-            for i, gap in enumerate(gaps):
-                new.append((new[i] - buffers[i]) * gap)
-            buffers, last = new, step
+            for i, (old, coefficient) in enumerate(zip(differences, histories[0].update_coefficients(gap), strict=False)):
+                new.append((new[i] - old) / gap if i < formed else 0.0)
+                assert coefficient == (1 / gap if i < formed else 0.0)
+            differences, snapshots, last = new, [signal(step), *snapshots[:-1]], step
+            assert histories[1].update_coefficients(gap) == ()
             steps.append(Step(signal(step), formed))
         else:
-            weights = taylor_weights(order, formed, step - last)
-            steps.append(Step(sum(w * d for w, d in zip(weights, buffers, strict=True)), formed))
+            terms = zip(range(formed + 1), differences, strict=False)
+            value = sum((step - last) ** i / factorial(i) * difference for i, difference in terms)
+            for history, buffers in zip(histories, (differences, snapshots), strict=True):
+                weights = history.weights(step - last)
+                assert len(weights) == order + 1
+                size = sum(abs(w * b) for w, b in zip(weights, buffers, strict=True))
+                assert dot(weights, buffers) == pytest.approx(value, abs=1e-9 * max(size, 1.0))
+            steps.append(Step(value, formed))
     return steps
+
+
+def dot(weights, buffers) -> float:
+    return sum(weight * buffer for weight, buffer in zip(weights, buffers, strict=True))
 
 
 class TestWeights:
@@ -69,11 +87,24 @@ class TestWeights:
         assert taylor_weights(order, min(formed, order), 0) == (1.0, *[0.0] * order)
 
 
-class TestGaps:
-    @given(ORDERS, st.integers(0, 4), st.integers(1, 20))
-    def test_formed_orders_divide_by_the_gap(self, order, formed, gap):
-        formed = min(formed, order)
-        assert reciprocal_gaps(order, formed, gap) == tuple([1 / gap] * formed + [0.0] * (order - formed))
+class TestSnapshots:
+    @given(ORDERS, st.lists(st.integers(1, 6), max_size=8), st.integers(1, 6), st.integers(0, 12))
+    def test_weights_sum_to_one(self, order, gaps, warmup, distance):
+        """Whatever is the same at all full steps is forecast as it is."""
+        history, step = SnapshotHistory(order).after_full(0, 1, warmup), 0
+        for gap in gaps:
+            step += gap
+            history = history.after_full(step, gap, warmup)
+        weights = history.weights(distance)
+        assert sum(weights) == pytest.approx(1, abs=1e-9 * max(map(abs, weights)))
+
+    def test_a_line_through_two(self):
+        """Order 1, gap 5, two steps on: the newest and two fifths of what it rose by."""
+        history = SnapshotHistory(1).after_full(0, 1, 1).after_full(5, 5, 1)
+        assert history.weights(2) == pytest.approx((1.4, -0.4))
+
+    def test_what_is_not_formed_has_no_weight(self):
+        assert SnapshotHistory(2).after_full(0, 1, 3).after_full(1, 1, 3).weights(4) == (1.0, 0.0, 0.0)
 
 
 class TestStartUp:
