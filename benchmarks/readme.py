@@ -52,23 +52,15 @@ def _benchmarks(source: dict[str, Any]) -> str:
             ),
             (f"{what}: derivative buffers", format_bytes(row["buffer_bytes"])),
         ]
-    rows += [*_floor(by_name["test_floor"], by_name["test_update"])]
-    compiling, tiny, warm = (
-        by_name[name] for name in ("test_compile_seconds", "test_tiny_model_call", "test_warm_start_seconds")
-    )
+    compiling, tiny = by_name["test_compile_seconds"], by_name["test_tiny_model_call"]
     rows += [
+        *_floor(by_name["test_floor"]),
+        *_update(by_name.get("test_update")),
         (
             f"{compiling['workload']}: compile seconds, both graphs, against plain `torch.compile`, caches cold",
             _ratio(compiling["ours_seconds"], compiling["plain_seconds"]),
         ),
-        (
-            f"{warm['workload']}, one thread: seconds until the first result, against plain `torch.compile`, caches cold",
-            _ratio(warm["ours_cold_seconds"], warm["plain_cold_seconds"]),
-        ),
-        (
-            f"{warm['workload']}, one thread: the same in a second process, caches warm",
-            _ratio(warm["ours_warm_seconds"], warm["plain_warm_seconds"]),
-        ),
+        *_warm_start(by_name.get("test_warm_start_seconds")),
         (
             "our own Python in a call, FLUX.1-dev's number of inputs and buffers",
             f"{by_name['test_dispatch_flux_sized']['microseconds_a_call']:.0f} us",
@@ -81,7 +73,7 @@ def _benchmarks(source: dict[str, Any]) -> str:
     return f"{_markdown(('measured', ''), [*rows, *_region_finding(by_name)])}\n\n{_machine(source)}"
 
 
-def _floor(floor: dict[str, Any], update: dict[str, Any]) -> list[tuple[str, str]]:
+def _floor(floor: dict[str, Any]) -> list[tuple[str, str]]:
     rows = []
     for name in ("module", "stack"):
         row, what = floor[name], f"{floor['workload']}, order {floor['order']}, {name}"
@@ -97,8 +89,24 @@ def _floor(floor: dict[str, Any], update: dict[str, Any]) -> list[tuple[str, str
             ),
             (f"{what}: derivative buffers", format_bytes(row["buffer_bytes"])),
         ]
+    return rows
+
+
+def _update(update: dict[str, Any] | None) -> list[tuple[str, str]]:
+    if update is None:
+        return []
     forms = f"{update['snapshots_ms']:.1f} ms / {update['differences_ms']:.1f} ms"
-    return [*rows, ("bringing the buffers of DiT-XL/2 up to date, order 2: as snapshots / as differences", forms)]
+    return [("bringing the buffers of DiT-XL/2 up to date, order 2: as snapshots / as differences", forms)]
+
+
+def _warm_start(warm: dict[str, Any] | None) -> list[tuple[str, str]]:
+    if warm is None:
+        return []
+    what = f"{warm['workload']}, one thread: seconds until the first result, against plain `torch.compile`"
+    return [
+        (f"{what}, caches cold", _ratio(warm["ours_cold_seconds"], warm["plain_cold_seconds"])),
+        (f"{what}, a second process", _ratio(warm["ours_warm_seconds"], warm["plain_warm_seconds"])),
+    ]
 
 
 def _ratio(ours: float, plain: float) -> str:

@@ -247,7 +247,8 @@ class _Builder:
         wide = accumulation_dtype(whole_value.dtype)
         value = emit_polynomial(emit, stored, inside.coefficients[0], wide)
         if feature.base is not None:
-            value = emit(aten.add.Tensor, cast(emit, inside.env[feature.base], wide), value)
+            # In this order: a sum lies in memory as its first operand does, and the buffers lie as the feature did.
+            value = emit(aten.add.Tensor, value, cast(emit, inside.env[feature.base], wide))
         return emit_padded(emit, cast(emit, value, whole_value.dtype), feature.window, whole_value.shape)
 
 

@@ -46,7 +46,7 @@ def demanded(graph: fx.Graph, cut: Collection[fx.Node] = (), gone: Collection[fx
         if node.op == "output" or (node.op != "placeholder" and node not in gone and has_effect(node)):
             asked.setdefault(node, []).append(whole(node))
         if node in asked:
-            demands[node] = merged(asked[node], sizes_of(node))
+            demands[node] = merged(asked[node], sizes_of(node)) if _is_tensor(node) else _shared(asked[node])
             if node in cut:
                 continue
             for window in demands[node]:
@@ -62,7 +62,19 @@ def _needs(node: fx.Node, window: Window) -> Needs:
 
 def _narrowed_needs(node: fx.Node, window: Window) -> Needs | None:
     rule = rule_of(node)
-    return rule.needs(node, window) if rule is not None else None
+    needs = rule.needs(node, window) if rule is not None else None
+    is_empty = any(part is not None and part[0] == part[1] for _, inner in needs or () for part in inner)
+    return None if is_empty else needs
+
+
+def _is_tensor(node: fx.Node) -> bool:
+    return not isinstance(node.meta.get("val"), (tuple, list))
+
+
+def _shared(windows: list[Window]) -> tuple[Window, ...]:
+    """For a node with several results: one window for all of them, or everything."""
+    distinct = dict.fromkeys(windows)
+    return (windows[0],) if len(distinct) == 1 else ((None,) * len(windows[0]),)
 
 
 @dataclass
@@ -84,6 +96,8 @@ class _Rebuilt:
 
     def _compute(self, node: fx.Node, window: Window) -> fx.Node:
         needs = _narrowed_needs(node, window)
+        if needs is not None and any(not _is_tensor(source) and part not in self.values[source] for source, part in needs):
+            needs = None  # of a node with several results, which was computed whole
         if needs is None or self._is_as_before(node, window, needs):
             copy = self.graph.node_copy(node, lambda source: self.get(source, whole(source)))
             return emit_window(self.emit, copy, window) if needs is None else copy

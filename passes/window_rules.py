@@ -13,7 +13,7 @@ Sizes are compared as integers: a rule does not apply where a symbolic size deci
 
 import operator
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
@@ -177,10 +177,21 @@ def _unsqueezed(node: fx.Node) -> Sequence[int | None]:
 
 
 def _squeezed(node: fx.Node) -> Sequence[int]:
+    gone = _squeezed_away(node)
+    return [dim for dim in range(_ndim(node.all_input_nodes[0])) if dim not in gone]
+
+
+def _squeezed_away(node: fx.Node) -> list[int]:
     sizes = sizes_of(node.all_input_nodes[0])
     given = _arg(node, 1, range(len(sizes)))
     gone = {dim % len(sizes) for dim in ([given] if isinstance(given, int) else given)}
-    return [dim for dim in range(len(sizes)) if not (dim in gone and _is_one(sizes[dim]))]
+    return [dim for dim, size in enumerate(sizes) if dim in gone and _is_one(size)]
+
+
+def _build_squeeze(emit: Emit, node: fx.Node, _window: Window, inputs: list[fx.Node]) -> fx.Node:
+    """By name of the dimensions: one that is narrowed to one element is not squeezed."""
+    gone = _squeezed_away(node)
+    return emit(aten.squeeze.dims, inputs[0], gone) if gone else inputs[0]
 
 
 def _view(node: fx.Node, window: Window) -> Needs | None:
@@ -334,7 +345,7 @@ _RULES: dict[Any, Rule] = {
     aten.transpose: _moving(_transposed),
     aten.t: _moving(_transposed),
     aten.unsqueeze: _moving(_unsqueezed),
-    aten.squeeze: _moving(_squeezed),
+    aten.squeeze: replace(_moving(_squeezed), build=_build_squeeze),
     **dict.fromkeys((aten.alias, aten.detach, aten.clone, aten.lift_fresh_copy), _SAME_DIMS),
     **dict.fromkeys((aten.view, aten._unsafe_view, aten.reshape), _RESIZED),
     aten.expand: _where_sizes_are_known(_expand),

@@ -266,7 +266,8 @@ class Dispatcher:
             self._runtime.drop_unused(tick)
         if old is None or not fits:
             if old is not None:
-                old.buffers.clear()  # before there are new ones
+                old.buffers.clear()  # before there are new ones; should there be no room for these, nothing fits what is left
+                old.layout = _NO_LAYOUT
             return self._begun(tick.generation, tick.step, layout, self._layout.allocate(args))
         for buffer in old.buffers:
             buffer.zero_()
@@ -283,6 +284,8 @@ class Dispatcher:
         self._runtime.notify("no step", _NO_STEP)
         return self._begun(0, 0, (0, ()), self._layout.allocate(args))
 
+
+_NO_LAYOUT = (-1, ())
 
 _NO_REGIONS = (
     "the model does not compile to one graph, and after a whole forward none of its graphs holds an attention or MLP with its "

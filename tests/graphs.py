@@ -14,6 +14,7 @@ from taylorseer_fx.compile import make_eager, trace_and_compile
 from taylorseer_fx.passes.canonicalize import canonicalize
 from taylorseer_fx.passes.emit import emitter, placeholder
 from taylorseer_fx.passes.find_regions import find_regions
+from taylorseer_fx.passes.find_stack import find_stack
 from taylorseer_fx.passes.regions import RegionSet
 
 
@@ -108,6 +109,16 @@ def find(model: nn.Module, *args: Any, **kwargs: Any) -> Found:
     return Found(traced, *pass_inputs(traced))
 
 
+def find_stacks(model: nn.Module, *args: Any, **kwargs: Any) -> Found:
+    """Trace ``model``, canonicalise, and find its stacks."""
+    return stacks_in(trace(model, *args, **kwargs))
+
+
+def stacks_in(traced: Traced) -> Found:
+    gm = canonicalize(traced.gm)
+    return Found(traced, gm, find_stack(gm.graph))
+
+
 @contextmanager
 def left_as_it_is(gm: fx.GraphModule) -> Iterator[None]:
     """A pass returns a new graph: whatever runs inside, ``gm`` must come out as it went in, values included."""
@@ -159,6 +170,11 @@ def op_name(node: fx.Node) -> str:
     """``add`` for ``aten.add.Tensor``."""
     packet = getattr(node.target, "overloadpacket", node.target)
     return getattr(packet, "__name__", str(packet))
+
+
+def is_heavy_op(node: fx.Node) -> bool:
+    """A matrix product, as the tests' own models have them."""
+    return node.op == "call_function" and op_name(node) in ("mm", "addmm", "bmm")
 
 
 def _stable_names(graph: fx.Graph) -> dict[fx.Node, str]:

@@ -92,7 +92,7 @@ transformer_blocks.1.ff.net  mlp        float32[2, 16, 32]  all   8.00 KiB""",
         )
 
     def test_summary(self):
-        """What is found, what each kind of step does, the schedule, the buffers, the time. Op counts and bytes vary with torch."""
+        """What is found, what each kind of step does, the schedule, the buffers, the time. Ops and bytes vary with torch."""
         _, report = explained(order=2, interval=6)
         text = re.sub(r"\d+ ops", "N ops", section(report, "granularity"))
         text = re.sub(r"[\d.]+ [KM]iB(?! a stream)", "N bytes", text)
@@ -197,11 +197,11 @@ class TestData:
         assert [(f.shape, f.kept, f.buffer_bytes) for f in features] == [
             ((2, 4), "unread", 0),
             ((3, 4), "", 96),
-            ((5, 4), "[2:]", 96),
+            ((5, 4), "[2:5]", 96),
         ]
 
     def test_traffic(self):
-        """A forecast step moves less than a full one, though hardly less than its floor; the stack the least."""
+        """A forecast step moves less than a full one, and no less than its floor; with the stack that is lower still."""
         _, report = explained()
         full, forecast = report.traffic["full"], report.traffic["forecast"]
         assert forecast.floor <= forecast.read + forecast.written < full.read + full.written

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from taylorseer_fx import taylorseer_backend
+from taylorseer_fx import plan, taylorseer_backend
 from taylorseer_fx.runtime.buffers import BufferLayout
-from tests.zoo import MODELS, ZooModel, dit, tiny, tiny_inputs
+from tests.zoo import MODELS, dit, tiny, tiny_inputs
 
 
 @pytest.fixture(autouse=True)
@@ -21,47 +21,72 @@ def no_grad() -> Iterator[None]:
         yield
 
 
-def feature_bytes(zoo: ZooModel) -> list[int]:
-    """Bytes of every tensor that the feature modules return in a call, counted with hooks."""
-    sizes: list[int] = []
-
-    def hook(module: nn.Module, args: Any, output: Any) -> None:
-        sizes.extend(tensor.nbytes for tensor in (output if isinstance(output, tuple) else (output,)))
-
-    handles = [module.register_forward_hook(hook) for module in zoo.feature_modules]
-    zoo.model(**zoo.inputs(0))
-    for handle in handles:
-        handle.remove()
-    return sizes
+IMAGE_NUMEL = 2 * 16 * 16  # batch, tokens and width of the image, in every model of the zoo
 
 
-@pytest.mark.parametrize(("name", "order"), [("dit", 0), ("dit", 3), ("flux", 1), ("pixart", 2)])
-def test_buffer_bytes(name, order):
-    """Reported, allocated and counted by hand agree: ``order + 1`` buffers of every feature, for every stream."""
+@pytest.mark.parametrize(
+    ("name", "settings", "num_features", "bytes_an_element"),
+    [
+        ("dit", {"order": 0}, 4, 4),
+        ("dit", {"order": 3, "granularity": "stack"}, 1, 16),
+        ("flux", {"order": 1}, 6, 8),
+        ("flux", {"order": 2, "buffer_dtype": torch.float8_e5m2}, 6, 4 + 1 + 1),
+        ("flux", {"order": 2, "buffer_dtype": torch.float8_e4m3fn, "granularity": "stack"}, 1, 4 + 1 + 1),
+        ("sd3", {"order": 2, "buffer_dtype": torch.bfloat16}, 6, 6),
+        ("pixart", {"order": 2}, 6, 12),
+    ],
+)
+def test_buffer_bytes(name, settings, num_features, bytes_an_element):
+    """Planned, reported, allocated and counted by hand agree: ``order + 1`` buffers of every feature for every stream. Of the
+    text, in FLUX and SD3, no forecast step reads anything, so nothing is kept.
+    """
     zoo = MODELS[name]()
-    backend = taylorseer_backend(order=order, interval=3, warmup=1, compiler="eager")
+    backend = taylorseer_backend(interval=3, warmup=1, compiler="eager", **settings)
     compiled = torch.compile(zoo.model, backend=backend)
     for step in range(5):
         compiled(**zoo.inputs(step))
-    sizes = feature_bytes(zoo)
-    assert len(sizes) == zoo.num_features
-    assert backend.explain().buffer_bytes == backend.stats().buffer_bytes == (order + 1) * sum(sizes)
+    expected = num_features * IMAGE_NUMEL * bytes_an_element
+    stats = backend.stats()
+    assert stats.buffer_bytes == stats.peak_buffer_bytes == backend.explain().buffer_bytes == expected
     with backend.stream("second"):
         compiled(**zoo.inputs(0))
-    assert backend.stats().buffer_bytes == 2 * (order + 1) * sum(sizes)
+    assert backend.stats().buffer_bytes == backend.stats().peak_buffer_bytes == 2 * expected
+    backend.reset()
+    assert (backend.stats().buffer_bytes, backend.stats().peak_buffer_bytes) == (0, 2 * expected)
+    assert name != "dit" or plan(zoo.model, zoo.inputs(0), **settings).buffer_bytes == expected
 
 
-def test_reset_frees(monkeypatch):
-    """After ``reset()`` nothing is counted, and the buffers themselves are gone."""
-    allocated: list[weakref.ref[Tensor]] = []
-    allocate = BufferLayout.allocate
+class RecordedBuffers:
+    """Stands before ``BufferLayout.allocate`` and keeps weak references to the buffers, and how many were alive at each call."""
 
-    def recorded(layout: BufferLayout, *args: Any) -> list[Tensor]:
-        buffers = allocate(layout, *args)
-        allocated.extend(weakref.ref(buffer) for buffer in buffers)
-        return buffers
+    def __init__(self, original: Any) -> None:
+        self.original = original
+        self.references: list[weakref.ref[Tensor]] = []
+        self.alive_before: list[int] = []
 
+    def __get__(self, layout: BufferLayout, owner: type) -> Any:
+        def allocate(*args: Any) -> list[Tensor]:
+            self.alive_before.append(self.num_alive)
+            buffers = self.original(layout, *args)
+            self.references += map(weakref.ref, buffers)
+            return buffers
+
+        return allocate
+
+    @property
+    def num_alive(self) -> int:
+        return sum(reference() is not None for reference in self.references)
+
+
+@pytest.fixture
+def recorded(monkeypatch) -> RecordedBuffers:
+    recorded = RecordedBuffers(BufferLayout.allocate)
     monkeypatch.setattr(BufferLayout, "allocate", recorded)
+    return recorded
+
+
+def test_reset_frees(recorded):
+    """After ``reset()`` nothing is counted, and the buffers themselves are gone."""
     backend = taylorseer_backend(order=2, compiler="eager")
     compiled = torch.compile(tiny(), backend=backend)
     for name in ("a", "b"):
@@ -69,24 +94,36 @@ def test_reset_frees(monkeypatch):
             with backend.stream(name):
                 compiled(**tiny_inputs(step))
     gc.collect()
-    assert len(allocated) == 2 * 2 * 3
-    assert all(buffer() is not None for buffer in allocated)
+    assert recorded.num_alive == len(recorded.references) == 2 * 2 * 3
     backend.reset()
     gc.collect()
-    assert all(buffer() is None for buffer in allocated)
+    assert recorded.num_alive == 0
     assert backend.stats().buffer_bytes == 0
 
 
-def test_generations_share_buffers(monkeypatch):
+@pytest.mark.parametrize("dynamic", [True, False])
+def test_one_generation_at_a_time(recorded, dynamic):
+    """Where the resolution changes, the buffers of the last generation are gone before there are any of the next one, whether one
+    graph serves both or each has its own.
+    """
+    backend = taylorseer_backend(order=2, compiler="eager")
+    compiled = torch.compile(tiny(), backend=backend, dynamic=dynamic)
+    for length in (6, 12, 9, 6):
+        for step in range(8):
+            compiled(**tiny_inputs(step, length=length))
+        assert recorded.num_alive == 2 * 3
+        assert backend.stats().buffer_bytes == 2 * 3 * 2 * length * 32 * 4
+    assert recorded.alive_before == [0, 0, 0, 0]
+    assert backend.stats().peak_buffer_bytes == 2 * 3 * 2 * 12 * 32 * 4
+
+
+def test_generations_share_buffers(recorded):
     """Buffers are allocated in a stream's first step, then never again: not on later steps, nor in later generations."""
-    calls: list[int] = []
-    allocate = BufferLayout.allocate
-    monkeypatch.setattr(BufferLayout, "allocate", lambda layout, *args: calls.append(1) or allocate(layout, *args))
     compiled = torch.compile(tiny(), backend=taylorseer_backend(order=2, compiler="eager"))
     for _ in range(3):
         for step in range(10):
             compiled(**tiny_inputs(step))
-            assert len(calls) == 1
+            assert len(recorded.alive_before) == 1
 
 
 def peak_bytes(call: Any) -> int:

@@ -1,4 +1,7 @@
-"""Every diffusion transformer of diffusers: regions found, full steps exact, forecasts right, state right, nothing recompiles."""
+"""Every diffusion transformer of diffusers: regions found, full steps exact, forecasts right, state right, nothing recompiles.
+
+Both granularities: the stack from the same trace, beside the modules.
+"""
 
 import inspect
 import warnings
@@ -11,9 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree
 
-from taylorseer_fx import TaylorSeerBackend, taylorseer_backend
+from taylorseer_fx import TaylorSeerBackend
+from taylorseer_fx.config import BackendConfig
 from taylorseer_fx.passes.ops import FUSED_ATTENTION, packet
 from tests.models import EXCLUDED, VARIANTS
+from tests.models.both import BothBackend, Call
 from tests.models.table import documented_row, row_of
 from tests.models.variant import Inputs, Variant
 
@@ -41,9 +46,9 @@ def assert_close(actual: list[Tensor], expected: list[Tensor]) -> None:
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4 * float(b.abs().max()))
 
 
-def prepare(variant: Variant) -> tuple[nn.Module, TaylorSeerBackend, Any]:
+def prepare(variant: Variant) -> tuple[nn.Module, BothBackend, Any]:
     model = variant.build()
-    backend = taylorseer_backend(order=4, full_steps=FULL_STEPS, compiler="eager", on_no_regions="warn")
+    backend = BothBackend(BackendConfig(order=4, full_steps=FULL_STEPS, compiler="eager", on_no_regions="warn"))
     return model, backend, torch.compile(model, backend=backend, fullgraph=variant.fullgraph)
 
 
@@ -72,9 +77,12 @@ def test_model(name):
             tensors(model(**constant)),
         )
         first, forecast = generate(backend, compiled, variant)
+        first_calls = backend.take_calls()
         with torch.compiler.set_stance("fail_on_recompile"):
             assert_equal(generate(backend, compiled, variant)[0], first)
+            assert_stack(first_calls, backend.take_calls())
             assert_forecast_exactly(backend, compiled, constant, eager_constant)
+            assert_stack_exact(backend.take_calls())
     assert_scheduled(forecast, variant)
     assert_full_steps_exact(first, eager, forecast)
     assert_documented(variant, backend)
@@ -111,7 +119,24 @@ def assert_forecast_exactly(backend: TaylorSeerBackend, compiled: Any, inputs: I
             assert_close(tensors(compiled(**inputs)), eager)
 
 
-def assert_documented(variant: Variant, backend: TaylorSeerBackend) -> None:
+def assert_stack(first: list[Call], second: list[Call]) -> None:
+    """Full steps are the same at either granularity, forecast steps are not all; the second generation is the first."""
+    for call in first:
+        if call.was_full:
+            for a, b in zip(call.stack, call.modules, strict=True):
+                torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5 * float(b.abs().max()) if b.numel() else 0, equal_nan=True)
+    assert_equal([call.stack for call in second], [call.stack for call in first])
+    assert any(not call.was_full for call in first)
+    assert any(not torch.equal(a, b) for call in first for a, b in zip(call.stack, call.modules, strict=True))
+
+
+def assert_stack_exact(calls: list[Call]) -> None:
+    """Where nothing changes the stack forecasts exactly, too."""
+    for call in calls:
+        assert_close(call.stack, call.modules)
+
+
+def assert_documented(variant: Variant, backend: BothBackend) -> None:
     """The row in docs/models.md says the same; but how many graphs a broken model falls into depends on what ran before."""
     row, documented = row_of(variant, backend).split(" | "), (documented_row(variant.name) or "").split(" | ")
     if variant.broken:
@@ -119,9 +144,11 @@ def assert_documented(variant: Variant, backend: TaylorSeerBackend) -> None:
     assert row == documented, "run `python -m tests.models.table`"
 
 
-def assert_covered(backend: TaylorSeerBackend, variant: Variant) -> None:
+def assert_covered(backend: BothBackend, variant: Variant) -> None:
     report = backend.explain()
     assert backend.stats().graphs == 1
     attention = [node for node in report.graph("forecast").graph.nodes if packet(node) in FUSED_ATTENTION]
     assert bool(attention) == bool(variant.attends)
-    assert report.flops["forecast"] <= MAX_FORECAST_SHARE * report.flops["full"], f"{report}"
+    for explained in (report, backend.stack.explain()):
+        assert explained.flops["forecast"] <= MAX_FORECAST_SHARE * explained.flops["full"], f"{explained}"
+    assert {region.kind for region in backend.stack.explain().regions} == {"stack"}

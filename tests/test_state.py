@@ -325,7 +325,10 @@ def test_lone_call_before_at_a_lower_timestep():
 
 
 def test_batch_changes_in_mid_generation():
-    """One warning; then the new shape has a warm-up of its own and is forecast right. The next generation is not affected."""
+    """One warning; then the new shape has a warm-up of its own and is forecast right. The next generation is not affected.
+
+    To rounding: Dynamo has gone over to a graph for any batch, in which products of few rows are written another way.
+    """
     _, compiled = make()
     clean = generate(compiled)
     for step in range(7):
@@ -336,7 +339,7 @@ def test_batch_changes_in_mid_generation():
         outputs = [compiled(**inputs) for inputs in changed]
     assert len(caught) == 1
     assert_close(outputs, [reference(step, inputs) for step, inputs in enumerate(changed)])
-    assert equal(generate(compiled), clean)
+    assert_close(generate(compiled), clean)
 
 
 @pytest.mark.parametrize("dynamic", [None, False])

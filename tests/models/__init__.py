@@ -5,7 +5,8 @@ from pathlib import Path
 
 from tests.models.variant import Variant
 
-_FAMILIES = sorted(path.stem for path in Path(__file__).parent.glob("*.py") if path.stem not in ("__init__", "table", "variant"))
+_TOOLS = ("__init__", "both", "table", "variant")
+_FAMILIES = sorted(path.stem for path in Path(__file__).parent.glob("*.py") if path.stem not in _TOOLS)
 
 VARIANTS: dict[str, Variant] = {
     variant.name: variant for family in _FAMILIES for variant in import_module(f"tests.models.{family}").VARIANTS

@@ -26,9 +26,10 @@ STAGES = [
     "few_rows_forecast",
     "clean_up_forecast",
 ]
+TWO_BUFFERS, MODULES = Storage(1), Selection()
 
 
-def passes(storage: Storage = Storage(1), selection: Selection = Selection(), dtype: torch.dtype = torch.float32) -> PassResult:
+def passes(storage: Storage = TWO_BUFFERS, selection: Selection = MODULES, dtype: torch.dtype = torch.float32) -> PassResult:
     model, args = two_layers(dtype)
     traced = trace(model, *args)
     return run_passes(traced.gm, traced.static_inputs, storage, selection)

@@ -1,16 +1,19 @@
 """The hot path, with plain Python functions in place of compiled graphs: which variant runs, with which coefficients."""
 
 import warnings
+import weakref
 from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
+import sympy
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from taylorseer_fx.passes.specialize import StepKind
-from taylorseer_fx.runtime.buffers import BufferLayout
+from taylorseer_fx.passes.taylor import Storage
+from taylorseer_fx.runtime.buffers import BufferLayout, BufferTemplate, SizeSource
 from taylorseer_fx.runtime.dispatch import CompiledVariant, Dispatcher, GraphInfo, Runtime, picker, read_time
 from taylorseer_fx.runtime.schedule import Schedule
 from taylorseer_fx.runtime.scope import Scope
@@ -64,7 +67,7 @@ class Call:
 
     kind: StepKind
     inputs: list[Tensor]
-    coefficients: tuple[float, ...]
+    coefficients: tuple[float, ...]  # the weights in a forecast; in a full step the reciprocal gaps, if it is given any
     buffers: list[Tensor]
     found: list[float]  # in the first element of each buffer, when the call began
 
@@ -75,6 +78,7 @@ class Harness:
 
     runtime: Runtime
     layout: BufferLayout
+    num_features: int
     calls: list[Call] = field(default_factory=list)
     said: list[str] = field(default_factory=list)
     fail_next: list[Exception] = field(default_factory=list)
@@ -85,16 +89,19 @@ class Harness:
 
     def _stand_in(self, kind: StepKind) -> Any:
         def run(inputs: list[Any]) -> tuple[Tensor, ...]:
-            x, t, gaps, weights, *buffers = inputs
+            x, t, weights, *rest = inputs
             inputs.clear()
-            given = gaps if kind is StepKind.FULL else weights
-            assert (gaps is None) is (kind is StepKind.FORECAST)
-            assert (weights is None) is (kind is StepKind.FULL)
-            self.calls.append(Call(kind, [x, t], tuple(given.tolist()), buffers, [b[0].item() for b in buffers]))
+            is_full = kind is StepKind.FULL
+            gaps = rest.pop(0) if self.runtime.storage.keeps_differences else None
+            given = gaps if is_full else weights
+            assert (weights is None) is is_full
+            assert gaps is None or is_full
+            coefficients = tuple(given.tolist()) if given is not None else ()
+            self.calls.append(Call(kind, [x, t], coefficients, rest, [b[0].item() for b in rest]))
             if self.fail_next:
                 raise self.fail_next.pop()
-            if kind is StepKind.FULL:
-                for buffer in buffers:
+            if is_full:
+                for buffer in rest if self.runtime.storage.keeps_differences else rest[-self.num_features :]:
                     buffer.fill_(len(self.calls))
             return (x,)
 
@@ -109,12 +116,12 @@ class Harness:
         return [call.coefficients for call in self.calls]
 
 
-def harness(schedule: Schedule, order: int = 2) -> Harness:
+def harness(schedule: Schedule, order: int = 2, num_features: int = 1, dtype: torch.dtype | None = None) -> Harness:
     said: list[str] = []
     with FakeTensorMode():
         template = torch.empty(2)
-    runtime = Runtime(schedule, order, lambda topic, message: said.append(topic))
-    return Harness(runtime, BufferLayout.of([template] * (order + 1), []), said=said)
+    runtime = Runtime(schedule, Storage(order, dtype), lambda topic, message: said.append(topic))
+    return Harness(runtime, BufferLayout.of([template] * num_features * (order + 1), []), num_features, said=said)
 
 
 def generate(dispatcher: Dispatcher, num_steps: int, start: float = 1000.0, times: int = 1) -> None:
@@ -132,8 +139,10 @@ class TestCalls:
         assert h.runtime.counters.calls == {StepKind.FULL: 4, StepKind.FORECAST: 6}
 
     def test_coefficients_of_order_two(self):
-        """Full steps get 1/gap for each order they form, forecasts k**i / i! for each formed; D1 exists from step 1 on."""
-        h = harness(Schedule(4, 2))
+        """Differences: full steps get 1/gap for each order they form, forecasts k**i / i! for each formed; D1 is there from
+        step 1 on.
+        """
+        h = harness(Schedule(4, 2), dtype=torch.float8_e5m2)
         generate(h.dispatcher(), 10)
         assert h.coefficients == [
             (0, 0),
@@ -148,16 +157,29 @@ class TestCalls:
             (0.25, 0.25),
         ]
 
+    def test_weights_of_order_two(self):
+        """Snapshots: full steps are given nothing; forecasts get what the same differences come to in snapshots at gaps 1 and 4.
+
+        With F at steps 0, 1, 5: D1 = (F5 - F1) / 4, D2 = (D1 - (F1 - F0)) / 4.
+        """
+        h = harness(Schedule(4, 2))
+        generate(h.dispatcher(), 8)
+        assert h.coefficients[:6] == [(), (), (2, -1, 0), (3, -2, 0), (4, -3, 0), ()]
+        for k in (1, 2):
+            d0, d1, d2 = (1, 0, 0), (1 / 4, -1 / 4, 0), (1 / 16, -1 / 16 - 1 / 4, 1 / 4)
+            assert h.coefficients[5 + k] == pytest.approx([a + k * b + k * k / 2 * c for a, b, c in zip(d0, d1, d2, strict=True)])
+
     def test_coefficients_with_uneven_gaps(self):
-        h = harness(Schedule(full_steps=(0, 2, 5)), order=1)
+        h = harness(Schedule(full_steps=(0, 2, 5)), order=1, dtype=torch.float8_e5m2)
         generate(h.dispatcher(), 7)
         assert h.coefficients == [(0,), (1, 0), (0.5,), (1, 1), (1, 2), (pytest.approx(1 / 3),), (1, 1)]
 
     @pytest.mark.parametrize("order", range(5))
     def test_numbers_of_coefficients(self, order):
-        h = harness(Schedule(2, 1), order)
-        generate(h.dispatcher(), 4)
-        assert [len(c) for c in h.coefficients] == [order, order + 1, order, order + 1]
+        for dtype, num_gaps in ((None, 0), (torch.float8_e4m3fn, order)):
+            h = harness(Schedule(2, 1), order, dtype=dtype)
+            generate(h.dispatcher(), 4)
+            assert [len(c) for c in h.coefficients] == [num_gaps, order + 1, num_gaps, order + 1]
 
     def test_inputs_and_outputs_pass_through(self):
         h = harness(Schedule(2, 1))
@@ -173,14 +195,46 @@ class TestCalls:
         harness(Schedule()).dispatcher()(args)
         assert args == []
 
-    def test_buffers_stay_in_place(self):
-        """One allocation a stream; each step gets the very tensors."""
-        h = harness(Schedule(3, 1))
+    @pytest.mark.parametrize("dtype", [None, torch.float8_e5m2])
+    def test_buffers_stay_in_place(self, dtype):
+        """One allocation a stream; each step gets the very tensors, differences in the same order every time."""
+        h = harness(Schedule(3, 1), dtype=dtype)
         generate(h.dispatcher(), 7)
-        assert {tuple(buffer.data_ptr() for buffer in call.buffers) for call in h.calls} == {
-            tuple(buffer.data_ptr() for buffer in h.calls[0].buffers)
-        }
+        given = {tuple(buffer.data_ptr() for buffer in call.buffers) for call in h.calls}
+        assert len(set.union(*map(set, given))) == 3
+        assert len(given) == (3 if dtype is None else 1)
         assert h.runtime.buffer_bytes == 3 * 8
+
+    def test_snapshots_take_turns(self):
+        """A full step writes over the oldest and finds it first, as the newest, from then on; the others age by one place.
+
+        A stand-in writes its call's number, so what is found at steps 0 to 7 are the numbers of the last full calls.
+        """
+        h = harness(Schedule(2, 1), num_features=2)
+        generate(h.dispatcher(), 8)
+        assert h.kinds == "FTFTFTFT"
+        assert [call.found for call in h.calls] == [
+            [0, 0, 0, 0, 0, 0],
+            [1, 1, 0, 0, 0, 0],
+            [1, 1, 0, 0, 0, 0],
+            [3, 3, 1, 1, 0, 0],
+            [3, 3, 1, 1, 0, 0],
+            [5, 5, 3, 3, 1, 1],
+            [5, 5, 3, 3, 1, 1],
+            [7, 7, 5, 5, 3, 3],
+        ]
+        assert [id(buffer) for buffer in h.calls[0].buffers] == [id(buffer) for buffer in h.calls[6].buffers]
+
+    def test_a_failed_full_step_turns_nothing(self):
+        """Its snapshot may be half written; the next call begins a generation on zeroed buffers."""
+        h = harness(Schedule(2, 1))
+        dispatcher = h.dispatcher()
+        generate(dispatcher, 2)
+        h.fail_next.append(RuntimeError("out of memory"))
+        with pytest.raises(RuntimeError, match="out of memory"):
+            dispatcher([X, torch.tensor([998.0])])
+        generate(dispatcher, 2, start=997.0)
+        assert [call.found for call in h.calls[3:]] == [[0, 0, 0], [4, 0, 0]]
 
     def test_coefficient_tensors_are_made_once(self):
         """The steady state allocates nothing."""
@@ -202,16 +256,16 @@ class TestStreams:
         assert len({stream for stream, _ in h.runtime.states}) == 2
 
     def test_next_generation_starts_anew(self):
-        """Full again from its first step, with zeroed derivatives in the same buffers."""
+        """Full again from its first step, in the same buffers, zeroed."""
         h = harness(Schedule(4, 1))
         dispatcher = h.dispatcher()
         generate(dispatcher, 3)
         generate(dispatcher, 3)
         assert h.kinds == "FTTFTT"
-        assert h.coefficients[3] == (0, 0)
-        assert [b.data_ptr() for b in h.calls[3].buffers] == [b.data_ptr() for b in h.calls[0].buffers]
+        assert h.coefficients[4] == h.coefficients[1] == (1, 0, 0)
+        assert {b.data_ptr() for b in h.calls[3].buffers} == {b.data_ptr() for b in h.calls[0].buffers}
         assert h.calls[0].found == h.calls[3].found == [0.0, 0.0, 0.0]
-        assert h.calls[1].found == [1.0, 1.0, 1.0]
+        assert h.calls[1].found == [1.0, 0.0, 0.0]
 
     def test_names_have_buffers_of_their_own(self):
         h = harness(Schedule(3, 1))
@@ -253,6 +307,58 @@ class TestStreams:
         assert h.kinds == "FFT"
 
 
+def sized_harness() -> Harness:
+    """With buffers as long as ``x``."""
+    h = harness(Schedule(4, 1), order=1)
+    length = sympy.Symbol("length")
+    template = BufferTemplate((length,), (1,), torch.float32, torch.device("cpu"))
+    h.layout = BufferLayout((template, template), (SizeSource(length, 0, 0),))
+    return h
+
+
+def fail(*_args: object) -> None:
+    raise torch.OutOfMemoryError
+
+
+class TestSizes:
+    def test_old_buffers_are_freed_before_there_are_new_ones(self, monkeypatch):
+        """A change of sizes must not need room for both."""
+        h = sized_harness()
+        dispatcher = h.dispatcher()
+        dispatcher([torch.zeros(2), torch.tensor([9.0])])
+        old = [weakref.ref(buffer) for buffer in h.calls.pop().buffers]
+        allocate, alive = BufferLayout.allocate, []
+
+        def watched(layout: BufferLayout, args: Any) -> list[Tensor]:
+            alive.append(sum(buffer() is not None for buffer in old))
+            return allocate(layout, args)
+
+        monkeypatch.setattr(BufferLayout, "allocate", watched)
+        dispatcher([torch.zeros(3), torch.tensor([8.0])])
+        assert alive == [0]
+        assert [tuple(buffer.shape) for buffer in h.calls[0].buffers] == [(3,), (3,)]
+
+    def test_change_in_mid_generation_is_said(self):
+        h = sized_harness()
+        dispatcher = h.dispatcher()
+        for step, length in enumerate((2, 2, 3, 3)):
+            dispatcher([torch.zeros(length), torch.tensor([9.0 - step])])
+        assert h.kinds == "FTFT"
+        assert h.said == ["change in mid-generation"]
+
+    def test_peak(self):
+        """The most that was allocated at once: two streams of four-element buffers, not what is left after."""
+        h = sized_harness()
+        dispatcher = h.dispatcher()
+        for step, (name, length) in enumerate([("a", 2), ("b", 4), ("a", 4), ("a", 2), ("b", 2)]):
+            with h.runtime.scopes.entered(Scope(name, step)):
+                dispatcher([torch.zeros(length), None])
+        assert h.runtime.buffer_bytes == 2 * 2 * (2 + 2) * 2
+        assert h.runtime.peak_buffer_bytes == 2 * 4 * (4 + 4)
+        h.runtime.reset()
+        assert (h.runtime.buffer_bytes, h.runtime.peak_buffer_bytes) == (0, 2 * 4 * (4 + 4))
+
+
 class TestTrouble:
     def test_no_source_executes_and_says_so(self):
         """No timestep and no scope: full every time, nothing kept."""
@@ -275,6 +381,21 @@ class TestTrouble:
             dispatcher([X, torch.tensor([998.0])])
         generate(dispatcher, 2, start=997.0)
         assert h.kinds == "FTTFT"
+
+    def test_no_room_for_other_sizes(self, monkeypatch):
+        """Buffers of other sizes can't be allocated, and the ones before are gone: calls of the sizes before begin anew."""
+        h = sized_harness()
+        dispatcher = h.dispatcher()
+        small, large = torch.zeros(2), torch.zeros(3)
+        dispatcher([small, torch.tensor([9.0])])
+        with monkeypatch.context() as patch:
+            patch.setattr(BufferLayout, "allocate", fail)
+            with pytest.raises(torch.OutOfMemoryError):
+                dispatcher([large, torch.tensor([8.0])])
+        dispatcher([small, torch.tensor([7.0])])
+        dispatcher([small, torch.tensor([6.0])])
+        assert h.kinds == "FFT"
+        assert [tuple(buffer.shape) for buffer in h.calls[-1].buffers] == [(2,), (2,)]
 
     def test_reset_frees_the_buffers(self):
         h = harness(Schedule(4, 1))

@@ -1,7 +1,7 @@
 """The coefficients of the recursion: the published formula, the start-up rule, and what they forecast exactly."""
 
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from math import factorial
 
 import pytest
@@ -105,6 +105,42 @@ class TestSnapshots:
 
     def test_what_is_not_formed_has_no_weight(self):
         assert SnapshotHistory(2).after_full(0, 1, 3).after_full(1, 1, 3).weights(4) == (1.0, 0.0, 0.0)
+
+
+SIGNALS = st.lists(st.floats(-100, 100), min_size=40, max_size=40)
+SCHEDULES = st.builds(Schedule, st.integers(1, 8), st.integers(1, 5)) | st.builds(
+    lambda gaps: Schedule(full_steps=tuple(accumulate(gaps, initial=0))), st.lists(st.integers(1, 7), max_size=12)
+)
+
+
+class TestHistories:
+    @given(SIGNALS, SCHEDULES, ORDERS)
+    def test_both_are_the_recursion(self, signal, schedule, order):
+        """Of any signal, under any schedule: ``simulate`` compares them at every step."""
+        steps = simulate(signal.__getitem__, schedule, order, len(signal))
+        assert [step.value for t, step in enumerate(steps) if schedule.is_full(t)] == [
+            value for t, value in enumerate(signal) if schedule.is_full(t)
+        ]
+
+    @given(SCHEDULES, st.integers(0, 4))
+    def test_as_many_snapshots_as_the_order_formed_needs(self, schedule, order):
+        """An order is a difference of one snapshot more; the older ones weigh nothing, so what lies there is not read."""
+        history, last = SnapshotHistory(order), 0
+        for step in schedule.full_steps_of(40):
+            history, last = history.after_full(step, max(step - last, 1), schedule.warmup_steps), step
+            formed = len(history.rows) - 1
+            weights = history.weights(3)
+            assert len(weights) == order + 1
+            assert not any(weights[formed + 1 :])
+            assert weights[formed] != 0
+
+    @pytest.mark.parametrize("history", [DifferenceHistory(2), SnapshotHistory(2)])
+    def test_immutable(self, history):
+        """A failed step leaves the history as it was."""
+        before = history.after_full(0, 1, 1)
+        weights = before.weights(2)
+        before.after_full(5, 5, 1)
+        assert before.weights(2) == weights
 
 
 class TestStartUp:
