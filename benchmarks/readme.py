@@ -70,7 +70,8 @@ def _benchmarks(source: dict[str, Any]) -> str:
             f"{tiny['plain_microseconds_a_call']:.0f} us / {tiny['ours_microseconds_a_call']:.0f} us",
         ),
     ]
-    return f"{_markdown(('measured', ''), [*rows, *_region_finding(by_name)])}\n\n{_machine(source)}"
+    later = f"DiT-XL/2: {by_name['test_floor']['date']}." if "date" in by_name["test_floor"] else ""
+    return f"{_markdown(('measured', ''), [*rows, *_region_finding(by_name)])}\n\n{_machine(source)} {later}".rstrip()
 
 
 def _floor(floor: dict[str, Any]) -> list[tuple[str, str]]:

@@ -8,6 +8,7 @@
 An estimate to compare graphs by: a compiler may do better (an epilogue) or worse (a chain that is too long).
 """
 
+import operator
 from collections import Counter
 from dataclasses import dataclass
 
@@ -37,7 +38,7 @@ def count_traffic(graph: fx.Graph) -> Traffic:
     results = {_origin(node) for node in outputs(graph) if isinstance(node, fx.Node)}
     barriers = [node for node in demands if _is_barrier(node)]
     by_barriers = Counter(source for node in barriers for source in {_origin(source) for source in node.all_input_nodes})
-    fused = [node for node in demands if node.op == "call_function" and not _is_barrier(node) and dressed_input(node) is None]
+    fused = [node for node in demands if node.op == "call_function" and not _is_barrier(node) and not _is_view(node)]
     by_chains = {_origin(source) for node in fused for source in node.all_input_nodes[-1 if node in stores else 0 :]}
     gathers = [node for node in demands if packet(node) in _GATHERS]
     gathered = sum(_num_bytes(node, demands) for node in gathers)
@@ -61,10 +62,14 @@ def _is_barrier(node: fx.Node) -> bool:
 
 
 def _origin(node: fx.Node) -> fx.Node:
-    """The tensor that ``node`` is a view of."""
-    while (inner := dressed_input(node)) is not None and packet(node) not in _COMPUTED:
-        node = inner
+    """The tensor that ``node`` is a view of, or the operator that it is a result of."""
+    while _is_view(node):
+        node = dressed_input(node) or node.all_input_nodes[0]
     return node
+
+
+def _is_view(node: fx.Node) -> bool:
+    return node.target is operator.getitem or (dressed_input(node) is not None and packet(node) not in _COMPUTED)
 
 
 # Dress that is an elementwise operator all the same.

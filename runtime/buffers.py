@@ -46,7 +46,7 @@ def _expression(size: int | SymInt) -> Any:
 class BufferLayout:
     """Shapes, strides and dtypes of all buffers of a graph, possibly symbolic in the sizes of its inputs."""
 
-    templates: tuple[BufferTemplate, ...]  # feature by feature and within it order by order
+    templates: tuple[BufferTemplate, ...]  # order by order and within it feature by feature
     size_sources: tuple[SizeSource, ...]  # of the symbols in the templates; together they tell one shape from another
 
     @classmethod

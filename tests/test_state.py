@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from taylorseer_fx import NoRegionsError, TaylorSeerBackend, TaylorSeerWarning, taylorseer_backend
 from taylorseer_fx.runtime.dispatch import Dispatcher
 from tests.reference import HookReference
-from tests.zoo import Tiny, randomize, sd3, tiny, tiny_inputs
+from tests.zoo import Tiny, randomize, tiny, tiny_inputs
 
 Outputs = list[Tensor]
 NUM_STEPS = 14
@@ -394,31 +394,6 @@ def test_gradients_switch_forecasting_off():
     assert len(caught) == 1
     assert model.mlp[0].weight.grad.abs().sum() > 0
     assert backend.stats().forecast_calls == 0
-
-
-def test_dynamic_shapes():
-    """One graph with dynamic shapes serves every sequence length and batch, each forecast right."""
-    model = tiny()
-    backend, _ = make(model)
-    compiled = torch.compile(model, backend=backend, dynamic=True)
-    reference = make_reference(model)
-    for length, batch in [(6, 2), (9, 2), (9, 4), (6, 2)]:
-        for step, inputs in enumerate_inputs(length=length, batch=batch):
-            assert_close([compiled(**inputs)], [reference(step, inputs)])
-    assert backend.stats().graphs == 1
-
-
-def test_dynamic_shapes_of_sd3():
-    """SD3 compiled with dynamic shapes forecasts two resolutions right, buffers of joint attention included."""
-    zoo = sd3(num_layers=2)
-    backend, _ = make(zoo.model)
-    compiled = torch.compile(zoo.model, backend=backend, dynamic=True)
-    reference = HookReference(zoo.model, zoo.feature_modules, order=2, interval=3, warmup=2)
-    for size in (8, 12):
-        for step in range(7):
-            inputs = zoo.inputs(step, size=size)
-            assert_close([compiled(**inputs)[0]], [reference(step, inputs)])
-    assert backend.stats().graphs == 1
 
 
 # Models that cannot be forecast, or not without help

@@ -345,7 +345,8 @@ def _cut(emit: Callable[..., fx.Node], value: fx.Node, *parts: tuple[int, int] |
 def _through_heads(emit: Callable[..., fx.Node], x: fx.Node, _: fx.Node) -> fx.Node:
     heads = emit(aten.permute.default, emit(aten.view.default, x, [3, 2, WIDTH]), [1, 0, 2])
     back = emit(aten.permute.default, emit(aten.exp.default, heads), [1, 0, 2])
-    return emit(aten.view.default, emit(aten.clone.default, back), [HEIGHT, WIDTH])
+    contiguous = emit(aten.clone.default, back, memory_format=torch.contiguous_format)
+    return emit(aten.view.default, contiguous, [HEIGHT, WIDTH])
 
 
 def _modulated(emit: Callable[..., fx.Node], x: fx.Node, y: fx.Node) -> fx.Node:
