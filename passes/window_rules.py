@@ -282,7 +282,19 @@ def _cat_dim(node: fx.Node) -> int:
 
 
 def _build_cat(emit: Emit, node: fx.Node, _window: Window, inputs: list[fx.Node]) -> fx.Node:
-    return inputs[0] if len(inputs) == 1 else emit(aten.cat.default, inputs, _cat_dim(node))
+    return _contiguous(emit, inputs[0]) if len(inputs) == 1 else emit(aten.cat.default, inputs, _cat_dim(node))
+
+
+def _contiguous(emit: Emit, value: fx.Node) -> fx.Node:
+    """``value`` as an operator that copies would have laid it out, for the views of it."""
+    meta = value.meta["val"]
+    if not all(isinstance(size, int) for size in (*meta.shape, *meta.stride())) or meta.is_contiguous():
+        return value
+    return emit(aten.clone.default, value, memory_format=torch.contiguous_format)
+
+
+def _build_pad(emit: Emit, _node: fx.Node, _window: Window, inputs: list[fx.Node]) -> fx.Node:
+    return _contiguous(emit, inputs[0])
 
 
 def _matmul(node: fx.Node, window: Window) -> Needs | None:
@@ -352,7 +364,7 @@ _RULES: dict[Any, Rule] = {
     aten.cat: Rule(_cat, _build_cat),
     **dict.fromkeys((aten.mm, aten.addmm, aten.bmm, aten.baddbmm), Rule(_matmul, _build_matmul)),
     **dict.fromkeys((aten.mean, aten.sum, aten.amax, aten.amin, aten.var_mean), Rule(_reduction, _build_same)),
-    aten.constant_pad_nd: Rule(_pad, _build_nothing),
+    aten.constant_pad_nd: Rule(_pad, _build_pad),
 }
 
 _GETITEM: dict[Any, Rule] = {

@@ -226,6 +226,27 @@ class TestApplied:
         assert_same(gm, narrow(gm), (6, 4))
 
 
+class TestLayout:
+    """Views need their input to lie in memory as it did, also where an operator that copied it is gone."""
+
+    @pytest.mark.parametrize(
+        "copied",
+        [
+            pytest.param(lambda emit, x: emit(aten.cat.default, [rows(emit, x, 0, 2), x]), id="cat"),
+            pytest.param(lambda emit, x: emit(aten.constant_pad_nd.default, x, [0, 0, 0, 0, 2, 0]), id="pad"),
+        ],
+    )
+    def test_of_heads_that_were_transposed(self, copied):
+        """Tokens of two heads each, joined by a view behind something that laid them out token by token."""
+
+        def build(emit, x):
+            tokens = copied(emit, emit(aten.permute.default, x, [1, 0, 2]))
+            return [rows(emit, emit(aten.view.default, tokens, [5, 8]), 2, 5)]
+
+        gm = hand_made(build, (2, 3, 4))
+        assert_same(gm, narrow(gm), (2, 3, 4))
+
+
 class TestDemanded:
     def test_cut_nodes_ask_for_nothing(self):
         """What is handed over ready-made needs no inputs; nodes that only it needs are not asked for."""
