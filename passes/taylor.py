@@ -79,5 +79,5 @@ def emit_differences(emit: Emit, feature: fx.Node, buffers: Sequence[fx.Node], r
 def _stored(emit: Emit, value: fx.Node, dtype: torch.dtype) -> fx.Node:
     if dtype in FLOAT8:  # beyond its range lies infinity or no number; the largest one is the better forecast
         limit = torch.finfo(dtype).max
-        value = emit(aten.clamp.default, value, -limit, limit)
+        value = emit(aten.clamp_max.default, emit(aten.clamp_min.default, value, -limit), limit)
     return cast(emit, value, dtype)

@@ -117,8 +117,9 @@ return (%add, %feature0_b0_, %feature0_b1_)""",
 %select = select(%reciprocal_gaps_, 0, 0) : float32[]
 %sub = sub(%mm, %feature0_b0_) : float32[3, 4]
 %mul = mul(%sub, %select) : float32[3, 4]
-%clamp = clamp(%mul, -57344.0, 57344.0) : float32[3, 4]
-%convert_element_type = convert_element_type(%clamp, float8_e5m2) : float8_e5m2[3, 4]
+%clamp_min = clamp_min(%mul, -57344.0) : float32[3, 4]
+%clamp_max = clamp_max(%clamp_min, 57344.0) : float32[3, 4]
+%convert_element_type = convert_element_type(%clamp_max, float8_e5m2) : float8_e5m2[3, 4]
 return (%mm, %mm, %convert_element_type)""",
         )
 
