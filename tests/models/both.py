@@ -58,4 +58,6 @@ class BothBackend(TaylorSeerBackend):
 
 
 def _tensors(outputs: Sequence[Any]) -> list[Tensor]:
-    return [output.clone() for output in outputs if isinstance(output, Tensor)]
+    """Those that could be forecast: not the masks and indices that go from one graph of a broken model to the next."""
+    tensors = (output for output in outputs if isinstance(output, Tensor))
+    return [tensor.clone() for tensor in tensors if tensor.is_floating_point() and tensor.numel()]
