@@ -11,15 +11,16 @@ rows, where a copy moves 44 GB/s; no difference with one row or with eight.
 import torch
 from torch import fx
 
-from taylorseer_fx.passes.emit import Emit, emitter, graph_fake_mode
+from taylorseer_fx.passes.emit import Emit, emitter, graph_fake_mode, graph_module
 from taylorseer_fx.passes.ops import aten, tensor_meta
 
 ROWS = range(2, 5)
 
 
 def put_weights_left(gm: fx.GraphModule) -> fx.GraphModule:
-    """``gm`` with its products rewritten, in place."""
-    graph = gm.graph
+    """A new graph with the products of ``gm`` rewritten."""
+    graph = fx.Graph()
+    graph.output(graph.graph_copy(gm.graph, {})).meta.update(gm.graph.output_node().meta)
     emit = emitter(graph, graph_fake_mode(graph))
     products = [node for op in (aten.addmm.default, aten.mm.default) for node in graph.find_nodes(op="call_function", target=op)]
     for node in products:
@@ -29,7 +30,7 @@ def put_weights_left(gm: fx.GraphModule) -> fx.GraphModule:
             rewritten.meta = {**node.meta, "val": rewritten.meta["val"]}
             node.replace_all_uses_with(rewritten)
             graph.erase_node(node)
-    return gm
+    return graph_module(gm, graph, type(gm).__name__)
 
 
 def _has_few_rows(node: fx.Node) -> bool:

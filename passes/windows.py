@@ -19,9 +19,7 @@ DENSE = 0.75  # parts that make up more than this of what spans them are compute
 
 def whole(node: fx.Node) -> Window:
     """Everything of ``node`` (of each of its values, where it is a tuple)."""
-    value = node.meta.get("val")
-    first = value[0] if isinstance(value, (tuple, list)) and value else value
-    return (None,) * (first.dim() if isinstance(first, Tensor) else 0)
+    return (None,) * len(sizes_of(node))
 
 
 def is_whole(window: Window) -> bool:
