@@ -1,11 +1,12 @@
 """Write products of a few rows with a weight so that the weight is on the left: on a CPU it is then read twice as fast.
 
     before:  %gate = addmm(%b, %t, permute(%w, [1, 0]))                              %t : [2, 1152]
-    after:   %gate = clone(add(permute(mm(%w, permute(%t, [1, 0])), [1, 0]), %b))
+    after:   %gate = force_stride_order(add(permute(mm(%w, permute(%t, [1, 0])), [1, 0]), %b), [1152, 1])
 
 What is left of a forecast step is the embedding of the time and the gates, a row for each sample: bound by reading the weights.
 Measured with 1152 x 1152 float32 weights, two threads (AMD EPYC, torch 2.13, MKL): 11 GB/s before and 34 GB/s after with 2 or 4
-rows, where a copy moves 44 GB/s; no difference with one row or with eight.
+rows, where a copy moves 44 GB/s; no difference with one row or with eight. The result is written out as it lay before: a kernel
+that read it across instead would not be vectorised (DiT-XL/2 of 8 blocks: a forecast step of 34 ms instead of 11.5 ms).
 """
 
 import torch
@@ -50,4 +51,5 @@ def _rewritten(emit: Emit, node: fx.Node) -> fx.Node:
     product = emit(aten.mm.default, emit(aten.permute.default, weight, [1, 0]), columns)
     result = emit(aten.permute.default, product, [1, 0])
     result = emit(aten.add.Tensor, result, addend[0]) if addend else result
-    return emit(aten.clone.default, result, memory_format=torch.contiguous_format)  # as it lay before, for views of it
+    row_by_row = [result.meta["val"].shape[1], 1]
+    return emit(torch.ops.prims.inductor_force_stride_order.default, result, row_by_row)

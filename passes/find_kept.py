@@ -38,18 +38,20 @@ def num_buffer_bytes(feature: Feature, storage: Storage) -> int:
 
 
 def _region_with_kept(graph: fx.Graph, region: Region, demands: Demands) -> Region:
-    features = tuple(_with_kept(graph, feature, demands) for feature in region.features)
+    features = tuple(_with_kept(graph, region, feature, demands) for feature in region.features)
     if all(new.base is old.base for new, old in zip(features, region.features, strict=True)):
         return replace(region, features=features)
     nodes, live_ins = region_border(set(region.nodes), order_of(graph), [feature.base for feature in features])
     return replace(region, features=features, nodes=nodes, live_ins=live_ins)
 
 
-def _with_kept(graph: fx.Graph, feature: Feature, demands: Demands) -> Feature:
+def _with_kept(graph: fx.Graph, region: Region, feature: Feature, demands: Demands) -> Feature:
     sizes = sizes_of(feature.node)
     if feature.node not in demands:
-        is_symbolic = any(isinstance(size, SymInt) for size in sizes)  # then the zeros that stand for it could not be made
-        return replace(feature, kept=whole(feature.node)) if is_symbolic else replace(feature, kept=None, base=None)
+        is_symbolic = any(isinstance(size, SymInt) for size in sizes)
+        if is_symbolic and region.live_in_like(feature) is None:  # then the zeros that stand for it could not be made
+            return replace(feature, kept=whole(feature.node))
+        return replace(feature, kept=None, base=None)
     kept = normalized(hull(demands[feature.node]), sizes)
     if feature.base is None or is_whole(kept):
         return replace(feature, kept=kept)

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import SymInt, Tensor, fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from taylorseer_fx.passes.dataflow import live_nodes
@@ -236,13 +236,14 @@ class _Builder:
 
     def _forecast(self, region: Region, inside: "_Branch") -> list[fx.Node]:
         emit = emitter(inside.graph, self.mode)
-        forecasts = [self._forecast_feature(emit, feature, inside) for feature in region.features]
+        forecasts = [
+            _zeros(emit, region, feature, inside) if feature.kept is None else self._forecast_feature(emit, feature, inside)
+            for feature in region.features
+        ]
         return [*forecasts, *inside.buffers.values()]
 
     def _forecast_feature(self, emit: Emit, feature: Feature, inside: "_Branch") -> fx.Node:
         whole_value = feature.node.meta["val"]
-        if feature.kept is None:
-            return emit(aten.full.default, tuple(whole_value.shape), 0.0, dtype=whole_value.dtype, device=whole_value.device)
         stored = [inside.buffers[buffer] for buffer in self.buffers[feature.node]]
         wide = accumulation_dtype(whole_value.dtype)
         value = emit_polynomial(emit, stored, inside.coefficients[0], wide)
@@ -261,6 +262,14 @@ class _Branch:
     env: dict[fx.Node, fx.Node]
     buffers: dict[fx.Node, fx.Node]
     coefficients: tuple[fx.Node, ...]
+
+
+def _zeros(emit: Emit, region: Region, feature: Feature, inside: _Branch) -> fx.Node:
+    """What stands for a feature that nobody reads; symbolic sizes are taken from a tensor of its shape."""
+    value, like = feature.node.meta["val"], region.live_in_like(feature)
+    if any(isinstance(size, SymInt) for size in value.shape) and like is not None:
+        return emit(aten.full_like.default, inside.env[like], 0.0, dtype=value.dtype)
+    return emit(aten.full.default, tuple(value.shape), 0.0, dtype=value.dtype, device=value.device)
 
 
 def _kept_value(feature: Feature, mode: FakeTensorMode) -> Tensor:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import fx
 
+from taylorseer_fx.passes.ops import same_shape
 from taylorseer_fx.passes.windows import Window, whole
 
 Nodes = tuple[fx.Node, ...]
@@ -73,6 +74,10 @@ class Region:
     features: tuple[Feature, ...]
     nodes: tuple[fx.Node, ...]
     live_ins: tuple[fx.Node, ...]
+
+    def live_in_like(self, feature: Feature) -> fx.Node | None:
+        """A live-in of the shape of ``feature``: its stream, as a rule."""
+        return next((node for node in self.live_ins if same_shape(node, feature.node)), None)
 
 
 @dataclass(frozen=True)

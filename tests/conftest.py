@@ -16,9 +16,12 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """What the imports made stays to the end: without it in every sweep of the garbage collector, tracing is a tenth faster."""
+    """What the imports made stays to the end: without it in every sweep of the garbage collector, and with fewer sweeps, tracing
+    is a fifth faster.
+    """
     gc.collect()
     gc.freeze()
+    gc.set_threshold(100_000, 20, 20)
 
 
 @pytest.fixture(autouse=True)
