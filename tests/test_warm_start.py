@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch._dynamo.utils import counters
 from torch._inductor.utils import fresh_cache
 
@@ -21,6 +21,7 @@ import taylorseer_fx.cache
 import taylorseer_fx.passes
 import taylorseer_fx.runtime
 from taylorseer_fx import TaylorSeerBackend, TaylorSeerWarning, taylorseer_backend
+from taylorseer_fx.config import BackendConfig
 from tests.warm_worker import Model, run
 
 pytestmark = pytest.mark.inductor
@@ -84,17 +85,35 @@ def test_second_process(tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(first["outputs"], second["outputs"], strict=True))
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [{"order": 2}, {"buffer_dtype": torch.bfloat16}, {"on_no_regions": "warn"}, {"compiler_options": {"epilogue_fusion": False}}],
-    ids=str,
-)
-def test_other_settings_miss(settings):
-    """What the code or its messages depend on; the schedule is no part of it."""
+def test_other_settings_miss():
+    """The schedule is no part of the key, and another order is."""
     anew(order=1)
     anew(order=1, interval=2, warmup=1)
     assert lookups() == (1, 0)
-    anew(**{"order": 1, **settings})
+    anew(order=2)
+    assert lookups() == (0, 1)
+
+
+def test_what_the_tag_depends_on():
+    """All settings that the code or its messages depend on, and where the graph comes from; Inductor's options are in torch's key."""
+    gm = fx.symbolic_trace(nn.ReLU())
+    others: list[dict[str, Any]] = [
+        {"order": 2},
+        {"buffer_dtype": torch.bfloat16},
+        {"granularity": "stack"},
+        {"memory_budget": 1},
+        {"on_no_regions": "warn"},
+    ]
+    tags = [taylorseer_fx.cache.cache_tag(gm, BackendConfig(**settings)) for settings in ({}, *others)]
+    tags.append(taylorseer_fx.cache.cache_tag(gm, BackendConfig(), "model.py:3"))
+    assert None not in tags
+    assert len(set(tags)) == len(tags)
+    assert taylorseer_fx.cache.cache_tag(gm, BackendConfig(interval=2, warmup=1)) == tags[0]
+
+
+def test_other_options_of_inductor_miss():
+    anew(order=1)
+    anew(order=1, compiler_options={"epilogue_fusion": False})
     assert lookups() == (0, 1)
 
 
