@@ -134,11 +134,9 @@ class CudaGraphs:
         """One more; the ones that were not used for longest are dropped, down to the limit."""
         capture.last_used = next(self._uses)
         self.num_captures += 1
-        kept = [
-            (entry.last_used, variant, key, anchor) for variant in self._variants for entry, key, anchor in variant.captures()
-        ]
-        kept.sort(key=lambda entry: entry[0])
-        for _, variant, key, anchor in kept[: max(len(kept) - self.limit, 0)]:
+        kept = [(variant, *entry) for variant in self._variants for entry in variant.captures()]
+        kept.sort(key=lambda entry: entry[1].last_used)
+        for variant, _, key, anchor in kept[: max(len(kept) - self.limit, 0)]:
             variant.discard(key, anchor)
 
     def note_replay(self, capture: Capture) -> None:
@@ -189,7 +187,7 @@ class GraphedVariant:
         self._graphs.notify(f"CUDA graph of {self._name}: {obstacle}", _NOT_CAPTURED.format(name=self._name, obstacle=obstacle))
 
     def _anchor(self, inputs: list[Any]) -> int:
-        """What tells one stream's captures from another's at a glance: where the last static input is, a buffer if there are any."""
+        """What tells one stream's captures from another's: where the last static input is, a buffer if there are any."""
         return int(inputs[self._static[-1]].data_ptr()) if self._static else 0
 
     def _find(self, shape: ShapeEntry, inputs: list[Any]) -> Capture | None:
@@ -258,6 +256,6 @@ _NOT_CAPTURED = (
 )
 
 _CHURN = (
-    "its weights or buffers were at other addresses at almost every call, as with offloading: {count} captures one after the other "
-    "were thrown away unused"
+    "its weights or buffers were at other addresses at almost every call, as with offloading: {count} captures one after the "
+    "other were thrown away unused"
 )

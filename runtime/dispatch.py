@@ -242,7 +242,7 @@ class Dispatcher:
         return variant.run(inputs) if variant.graphed is None else variant.graphed(inputs, state.layout[1])
 
     def _tensor(self, values: Row) -> Tensor:
-        """A small tensor of coefficients. Few distinct ones exist, so each is made once, on each stream of the device by itself."""
+        """A small tensor of coefficients. Few distinct ones exist, so each is made once, for each stream of the device."""
         key = self._current_stream(), values
         tensor = self._coefficients.get(key)
         if tensor is None:

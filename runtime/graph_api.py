@@ -130,8 +130,13 @@ class CudaGraphApi:
     def _place(self, device: torch.device) -> _Place:
         place = self._places.get(device)
         if place is None:
-            place = self._places[device] = _Place(cuda.Stream(device), cuda.graph_pool_handle())
+            place = self._places[device] = _Place(_new_stream(device), cuda.graph_pool_handle())
         return place
+
+
+def _new_stream(device: torch.device) -> Any:
+    stream: Callable[..., Any] = cuda.Stream
+    return stream(device)
 
 
 def _abandon(graph: Any, place: _Place, device: torch.device) -> None:

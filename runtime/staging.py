@@ -64,7 +64,7 @@ def _without_expansion(value: Tensor) -> Tensor:
 
 
 class Outputs:
-    """What a capture returned. A replay writes over it, so the caller is given copies; values that are no tensors are as they are.
+    """What a capture returned. A replay writes over it, so the caller is given copies; what is no tensor is given as it is.
 
     One storage is copied once, with all outputs that look into it: their aliasing is kept, and so is each one's layout.
     """
@@ -76,7 +76,7 @@ class Outputs:
         storages = [value.untyped_storage()._cdata for value in values if isinstance(value, Tensor)]
         for value in values:
             if not isinstance(value, Tensor):
-                self._recipes.append(lambda _, value=value: value)
+                self._recipes.append(_constant(value))
                 continue
             storage = value.untyped_storage()._cdata
             number = numbers.get(storage)
@@ -99,6 +99,10 @@ def _fills_its_storage(value: Tensor) -> bool:
 def _all_bytes(value: Tensor) -> Tensor:
     storage = value.untyped_storage()
     return torch.empty(0, dtype=torch.uint8, device=value.device).set_(storage, 0, (storage.nbytes(),), (1,))
+
+
+def _constant(value: Any) -> Callable[[Sequence[Tensor]], Any]:
+    return lambda _: value
 
 
 def _itself(number: int) -> Callable[[Sequence[Tensor]], Tensor]:
