@@ -25,15 +25,12 @@ class Staging:
 
     @classmethod
     def of(cls, inputs: Sequence[Any], positions: Sequence[int]) -> "Staging":
-        """Raises RuntimeError where an input's elements overlap, so that nothing can be copied into memory of its form."""
         tensors, groups = dict[int, Tensor](), defaultdict[torch.dtype, list[int]](list)
         with torch.inference_mode(False):
             for position in positions:
                 value = inputs[position]
                 tensors[position] = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=value.device)
                 groups[value.dtype].append(position)
-                if torch._debug_has_internal_overlap(_without_expansion(tensors[position])) == 1:
-                    raise RuntimeError(f"input {position}: elements of it share memory")
         return cls(tensors, tuple(_group(tensors, members) for members in groups.values()))
 
     def fill(self, inputs: Sequence[Any]) -> None:

@@ -237,8 +237,7 @@ class TaylorSeerBackend:
             if steps.over_budget:
                 self._notify("memory budget", steps.over_budget)
             self._must_be_capturable(steps)
-            names = {kind: f"the {kind.value} step" for kind in steps.variants}
-            variants = {kind: self._variant(names[kind], code) for kind, code in steps.variants.items()}
+            variants = {kind: self._variant(f"the {kind.value} step", steps.variants[kind]) for kind in StepKind}
             runtime.has_regions = True
             run = Dispatcher(runtime, info, variants, steps.layout, steps.coefficient_dtype)
         runtime.counters.compiles += len(steps.variants)
