@@ -19,7 +19,7 @@ def form(value: Any) -> Any:
 
 
 def _python_same_addresses(inputs: list[Any], addresses: list[int | None], positions: list[int]) -> bool:
-    return [inputs[i].data_ptr() for i in positions] == [addresses[i] for i in positions]
+    return list(map(Tensor.data_ptr, map(inputs.__getitem__, positions))) == list(map(addresses.__getitem__, positions))
 
 
 # In builds of torch with CUDA this is one loop in C++, as Inductor has it for the same purpose.
