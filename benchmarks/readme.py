@@ -19,9 +19,10 @@ def update_readme(root: Path) -> None:
 def with_tables(text: str, results: Path) -> str:
     """``text`` with every table made anew."""
     for name, render in _TABLES.items():
-        source = json.loads((results / f"{name}.json").read_text())
+        path = results / f"{name}.json"
+        content = render(json.loads(path.read_text())) if path.exists() or name not in _WITHOUT else _WITHOUT[name]
         begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
-        block = f"{begin}\n{render(source)}\n{end}"
+        block = f"{begin}\n{content}\n{end}"
         text, count = re.subn(re.escape(begin) + ".*?" + re.escape(end), lambda _, block=block: block, text, flags=re.DOTALL)
         if count != 1:
             raise ValueError(f"the README must hold the marks {begin} and {end} once, found {count}")
@@ -125,6 +126,37 @@ def _region_finding(by_name: dict[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
+def _gpu(source: dict[str, Any]) -> str:
+    header = (
+        *("model, setting", "full, ms", "forecast, ms", f"{source['num_steps']} steps, s", "over eager", "over torch.compile"),
+        *("ceiling", "realised", "of a copy's bandwidth", "host, us", "without CUDA graphs, s", "peak", "buffers", "compile, s"),
+    )
+    copied = f"a copy moves {source['copy_gigabytes_a_second']:.0f} GB/s"
+    caption = f"{source['device']}, torch {source['torch']}, {source['date']}; {copied}."
+    left_out = f" Left out for time: {'; '.join(source['left_out'])}." if source["left_out"] else ""
+    return f"{_markdown(header, [_gpu_row(row) for row in source['rows']])}\n\n{caption}{left_out}"
+
+
+def _gpu_row(row: dict[str, Any]) -> tuple[str, ...]:
+    ours, depth = row["cuda_graphs"], f", {row['depth']:.0%} of the blocks" if row["depth"] < 1 else ""
+    return (
+        f"{row['case']}{depth}, {row['setting']}",
+        f"{ours['full_ms']:.2f}",
+        f"{ours['forecast_ms']:.3f}",
+        f"{ours['seconds']:.2f}",
+        f"{ours['over_eager']:.2f}x",
+        f"{ours['over_plain']:.2f}x",
+        f"{ours['ceiling']:.2f}x",
+        f"{ours['realised_over_ceiling']:.0%}",
+        f"{ours['bandwidth_share']:.0%}",
+        f"{ours['host_us_forecast']:.0f}",
+        f"{row['compiled']['seconds']:.2f}",
+        format_bytes(ours["peak_bytes"]),
+        format_bytes(ours["buffer_bytes"]),
+        f"{ours['compile_seconds']:.0f}",
+    )
+
+
 def _machine(source: dict[str, Any]) -> str:
     return f"{source['cpu']}, {source['threads']} threads, torch {source['torch']}, {source['date']}."
 
@@ -134,4 +166,5 @@ def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in (header, rule, *rows))
 
 
-_TABLES: dict[str, Callable[[dict[str, Any]], str]] = {"demo": _demo, "benchmarks": _benchmarks}
+_TABLES: dict[str, Callable[[dict[str, Any]], str]] = {"demo": _demo, "benchmarks": _benchmarks, "gpu": _gpu}
+_WITHOUT = {"gpu": "Not measured on a GPU yet. `python -m benchmarks.gpu` does it, in ten minutes on one large GPU."}

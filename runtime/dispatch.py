@@ -18,7 +18,9 @@ from taylorseer_fx.passes.specialize import StepKind
 from taylorseer_fx.passes.taylor import Storage
 from taylorseer_fx.runtime.buffers import Argument, BufferLayout, num_bytes
 from taylorseer_fx.runtime.clock import MAX_STREAMS, Clock, StreamKey, Tick
+from taylorseer_fx.runtime.cuda_graphs import CudaGraphs, GraphedVariant
 from taylorseer_fx.runtime.forward import Role, Site
+from taylorseer_fx.runtime.graph_api import GraphApi, is_capturing, stream_reader
 from taylorseer_fx.runtime.schedule import Schedule
 from taylorseer_fx.runtime.scope import ScopeVariable, Time
 from taylorseer_fx.runtime.weights import DifferenceHistory, History, Row, SnapshotHistory
@@ -33,7 +35,6 @@ class Counters:
     calls: dict[StepKind, int] = field(default_factory=lambda: dict.fromkeys(StepKind, 0))
     unforecast_calls: int = 0
     compiles: int = 0
-    captures: int = 0
 
 
 @dataclass
@@ -60,14 +61,22 @@ class Runtime:
     scopes: ScopeVariable = field(default_factory=ScopeVariable)
     counters: Counters = field(default_factory=Counters)
     states: dict[tuple[StreamKey, Role], StreamState] = field(default_factory=dict)
+    graphs: CudaGraphs | None = None
     peak_buffer_bytes: int = 0
+    peak_states: int = 0
     has_regions: bool = False  # in some graph compiled so far
     swept: dict[StreamKey, int] = field(default_factory=dict)  # the generation whose predecessors' states were freed
     lock: threading.RLock = field(default_factory=threading.RLock)  # reentrant: a progress bar may be collected within
 
+    def capture_with(self, api: GraphApi) -> None:
+        """Run what is on devices of ``api`` by captures."""
+        turns = 1 if self.storage.keeps_differences else self.storage.order + 1
+        self.graphs = CudaGraphs(api, self.notify, turns * len(StepKind), lambda: self.peak_states)
+
     def note_peak(self) -> None:
         """Called after every allocation of buffers."""
         self.peak_buffer_bytes = max(self.peak_buffer_bytes, self.buffer_bytes)
+        self.peak_states = max(self.peak_states, len(self.states))
 
     @property
     def buffer_bytes(self) -> int:
@@ -75,11 +84,13 @@ class Runtime:
         return sum(num_bytes(state.buffers) for state in self.states.values())
 
     def reset(self) -> None:
-        """Free all buffers and forget all streams."""
+        """Free all buffers and captures, and forget all streams."""
         with self.lock:
             self.states.clear()
             self.swept.clear()
             self.clock.forget()
+        if self.graphs is not None:
+            self.graphs.clear()
 
     def forget(self, scope_name: str | None, contexts: Collection[str] | None = None) -> None:
         """End the generations of a scope and free their buffers: of all scopes within it, or of the named ``contexts`` there."""
@@ -133,10 +144,11 @@ class GraphInfo:
 
 @dataclass(frozen=True)
 class CompiledVariant:
-    """A compiled step kind; ``pick`` takes its inputs from all inputs, coefficients and buffers."""
+    """A compiled step kind; ``pick`` takes its inputs from all inputs, coefficients and buffers. ``graphed``: run by captures."""
 
     run: BoxedCallable
     pick: Callable[[Sequence[Any]], Sequence[Any]]
+    graphed: GraphedVariant | None = None
 
 
 def picker(kept: Sequence[int]) -> Callable[[Sequence[Any]], Sequence[Any]]:
@@ -151,8 +163,9 @@ class Observer:
 
     _boxed_call = True
 
-    def __init__(self, runtime: Runtime, info: GraphInfo, run: BoxedCallable, is_part: bool) -> None:
-        self._runtime, self._info, self._run, self._is_part = runtime, info, run, is_part
+    def __init__(self, runtime: Runtime, info: GraphInfo, variant: CompiledVariant, is_part: bool) -> None:
+        self._runtime, self._info, self._is_part = runtime, info, is_part
+        self._run = variant.graphed or variant.run
 
     def __call__(self, args: list[Argument]) -> Sequence[Any]:
         runtime, scope = self._runtime, self._runtime.scopes.get()
@@ -185,7 +198,8 @@ class Dispatcher:
         self._full_variant, self._forecast_variant = variants[StepKind.FULL], variants[StepKind.FORECAST]
         self._num_coefficients = 2 if runtime.storage.keeps_differences else 1
         self._dtype, self._device = coefficient_dtype, layout.templates[0].device
-        self._coefficients: dict[tuple[float, ...], Tensor] = {}
+        self._coefficients: dict[tuple[int, Row], Tensor] = {}
+        self._current_stream = stream_reader(self._device)
 
     def __call__(self, args: list[Argument]) -> Sequence[Any]:
         scope = self._runtime.scopes.get()
@@ -225,15 +239,16 @@ class Dispatcher:
         tensors = [self._tensor(row) if row else None for row in coefficients[: self._num_coefficients]]
         inputs = list(variant.pick((*args, *tensors, *state.buffers)))
         args.clear()
-        return variant.run(inputs)
+        return variant.run(inputs) if variant.graphed is None else variant.graphed(inputs, state.layout[1])
 
-    def _tensor(self, values: tuple[float, ...]) -> Tensor:
-        """A small tensor of coefficients. Few distinct ones exist, so each is made and copied to the device once."""
-        tensor = self._coefficients.get(values)
+    def _tensor(self, values: Row) -> Tensor:
+        """A small tensor of coefficients. Few distinct ones exist, so each is made once, for each stream of the device."""
+        key = self._current_stream(), values
+        tensor = self._coefficients.get(key)
         if tensor is None:
-            with torch.inference_mode(False):
-                tensor = torch.tensor(values, dtype=self._dtype, device=self._device)
-            self._coefficients[values] = tensor
+            tensor = make_coefficients(values, self._dtype, self._device)
+            if not is_capturing(self._device):  # else it belongs to the caller's graph, with nothing in it until that is replayed
+                self._coefficients[key] = tensor
         return tensor
 
     def _state(self, tick: Tick | None, role: Role, args: list[Argument]) -> StreamState:
@@ -304,14 +319,31 @@ _NO_STEP = (
     "`with backend.stream('name', step=i): model(...)`, or let the pipeline say it, `backend.attach(pipe)`."
 )
 
+
+def make_coefficients(values: Row, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """``values`` on ``device``. There, each is an argument of a kernel: copying them from the host would wait for the device."""
+    with torch.inference_mode(False):
+        if device.type == "cpu":
+            return torch.tensor(values, dtype=dtype)
+        tensor = torch.empty(len(values), dtype=dtype, device=device)
+        for i, value in enumerate(values):
+            tensor[i].fill_(value)
+        return tensor
+
+
 _MANY = 256  # elements; from here on the extremes are taken by torch, not by Python
 
 
 def read_time(tensors: Sequence[Any]) -> Time:
-    """Smallest and largest value of each time input: two numbers that change when any step is taken, whatever the batch."""
-    if len(tensors) > 1 and all(tensor.device.type != "cpu" for tensor in tensors):  # one wait for the device, not one each
-        values = torch.cat([tensor.reshape(-1).to(torch.float64) for tensor in tensors]).cpu()
-        return read_time(torch.split(values, [tensor.numel() for tensor in tensors]))
+    """Smallest and largest value of each time input: two numbers that change when any step is taken, whatever the batch.
+
+    Waits for the device once, however many of them are there.
+    """
+    there = [i for i, tensor in enumerate(tensors) if tensor.device.type != "cpu"]
+    if len(there) > 1:
+        values = torch.cat([tensors[i].reshape(-1).to(torch.float64) for i in there]).cpu()
+        read = dict(zip(there, torch.split(values, [tensors[i].numel() for i in there]), strict=True))
+        return read_time([read.get(i, tensor) for i, tensor in enumerate(tensors)])
     time: list[float] = []
     for tensor in tensors:
         if tensor.numel() > _MANY:

@@ -16,6 +16,7 @@ from taylorseer_fx.cache import CompiledSteps, StepCode, StoredPasses, VariantCo
 from taylorseer_fx.compile import (
     CompileGraph,
     GraphBreak,
+    compile_variant,
     compile_variants,
     graph_break_after,
     is_called_from_python,
@@ -39,6 +40,7 @@ from taylorseer_fx.runtime.dispatch import (
     Runtime,
     picker,
 )
+from taylorseer_fx.runtime.graph_api import CudaGraphApi, GraphApi
 from taylorseer_fx.runtime.scope import Scope
 from taylorseer_fx.text import format_bytes
 
@@ -54,6 +56,7 @@ class Stats:
     graphs: int
     compiles: int
     captures: int
+    replays: int
     buffer_bytes: int
     peak_buffer_bytes: int
 
@@ -71,10 +74,12 @@ class TaylorSeerBackend:
 
     __name__ = "taylorseer"
 
-    def __init__(self, config: BackendConfig) -> None:
+    def __init__(self, config: BackendConfig, graph_api: GraphApi | None = None) -> None:
         self.config = config
         self._said: set[str] = set()
         self._runtime = Runtime(config.schedule, config.storage, self._notify)
+        if config.cuda_graphs is not False:
+            self._runtime.capture_with(graph_api if graph_api is not None else CudaGraphApi())
         self._attachments = Attachments(self._runtime)
         self._graphs: list[CompiledGraph] = []
 
@@ -104,7 +109,7 @@ class TaylorSeerBackend:
         A new generation is recognised by its timestep going back, so this is needed only where it does not: after a single call
         (to warm up, or a run of one step) at the timestep that the next generation begins with, which otherwise looks like
         serial guidance; and after a generation that was broken off before the timestep that the next one begins at. Compiled
-        graphs stay.
+        graphs stay; captured CUDA graphs and their memory go.
         """
         self._runtime.reset()
 
@@ -158,11 +163,17 @@ class TaylorSeerBackend:
             graph = max((i for i, entry in enumerate(self._graphs) if entry.result.found.regions), default=-1)
         graph_of_place = {role: state.layout[0] for (_, role), state in self._runtime.states.items()}
         layers = Counter(graph_of_place.values())
-        return describe_model(self._graphs, graph, self.config, layers)
+        return describe_model(self._graphs, graph, self.config, layers, self._describe_captures())
+
+    def _describe_captures(self) -> tuple[str, ...]:
+        graphs = self._runtime.graphs
+        if graphs is None:
+            return ("off: cuda_graphs=False",)
+        return graphs.describe() or (f"off: the model is on no {graphs.api.device_type.upper()} device",)
 
     def stats(self) -> Stats:
-        """Calls by step kind, streams, compiles, captures and allocated bytes."""
-        counters = self._runtime.counters
+        """Calls by step kind, streams, compiles, CUDA graphs captured and replayed, and allocated bytes."""
+        counters, graphs = self._runtime.counters, self._runtime.graphs
         return Stats(
             full_calls=counters.calls[StepKind.FULL],
             forecast_calls=counters.calls[StepKind.FORECAST],
@@ -170,7 +181,8 @@ class TaylorSeerBackend:
             streams=len({stream for stream, _ in self._runtime.states}),
             graphs=len(self._graphs),
             compiles=counters.compiles,
-            captures=counters.captures,
+            captures=graphs.num_captures if graphs is not None else 0,
+            replays=graphs.num_replays if graphs is not None else 0,
             buffer_bytes=self._runtime.buffer_bytes,
             peak_buffer_bytes=max(self._runtime.peak_buffer_bytes, self._runtime.buffer_bytes),
         )
@@ -201,7 +213,7 @@ class TaylorSeerBackend:
         if result.guarded is None:
             self._must_have_regions(result.found, origin)
             every_input = tuple(range(len(inputs)))
-            variants = {StepKind.FULL: VariantCode(compile_graph(traced, inputs, static_inputs), every_input)}
+            variants = {StepKind.FULL: compile_variant(traced, inputs, static_inputs, every_input, compile_graph)}
         else:
             variants = compile_variants(result, inputs, static_inputs, compile_graph)
             layout = BufferLayout.of([buffer.meta["val"] for buffer in result.guarded.buffers], inputs)
@@ -218,18 +230,32 @@ class TaylorSeerBackend:
         if steps.layout is None or steps.coefficient_dtype is None:
             self._no_regions(steps.found, origin)
             is_part = origin.is_part or origin.graph_break is not None
-            run: BoxedCallable = Observer(runtime, info, steps.variants[StepKind.FULL].run, is_part)
+            whole = self._variant("a graph without regions", steps.variants[StepKind.FULL])
+            run: BoxedCallable = Observer(runtime, info, whole, is_part)
         else:
             self._rejected(steps.found)
             if steps.over_budget:
                 self._notify("memory budget", steps.over_budget)
-            variants = {kind: CompiledVariant(code.run, picker(code.kept)) for kind, code in steps.variants.items()}
+            self._must_be_capturable(steps)
+            variants = {kind: self._variant(f"the {kind.value} step", steps.variants[kind]) for kind in StepKind}
             runtime.has_regions = True
             run = Dispatcher(runtime, info, variants, steps.layout, steps.coefficient_dtype)
         runtime.counters.compiles += len(steps.variants)
         self._graphs.append(CompiledGraph(steps.passes, origin.graph_break))
         runtime.clock.has_time_inputs |= bool(steps.time_inputs)
         return run
+
+    def _variant(self, name: str, code: VariantCode) -> CompiledVariant:
+        graphs = self._runtime.graphs
+        name = f"{name} (graph {len(self._graphs)})" if self._graphs else name
+        graphed = graphs.wrap(name, code.run, code.capture) if graphs is not None else None
+        return CompiledVariant(code.run, picker(code.kept), graphed)
+
+    def _must_be_capturable(self, steps: CompiledSteps) -> None:
+        graphs = self._runtime.graphs
+        device = steps.variants[StepKind.FULL].capture.device
+        if self.config.cuda_graphs and graphs is not None and (device is None or device.type != graphs.api.device_type):
+            raise ConfigError("cuda_graphs", f"None or False for a model on {device}", True, "CUDA graphs are for CUDA devices.")
 
     def _compiler(self, compile_graph: CompileGraph) -> CompileGraph:
         return compile_graph if self.config.compiler == "inductor" else make_eager
@@ -321,7 +347,9 @@ def taylorseer_backend(
             torch.float8_e4m3fn) is that of the differences of order 1 and up; order 0 keeps the feature's own.
         memory_budget: bytes that the derivative buffers of a stream may take. Where they would take more with a feature per
             module, there is one for the stack; ``explain()`` and a warning say so.
-        cuda_graphs: None or False; this version does not capture CUDA graphs.
+        cuda_graphs: None: each step kind runs as a CUDA graph where the model is on a CUDA device; what cannot be captured runs
+            as compiled, and a warning says why. False: none. True: as None, and a model elsewhere is an error. They keep the
+            working memory of a step reserved until ``reset()``.
         compiler: "inductor", or "eager" to run the specialised graphs uncompiled, for tests and debugging.
         compiler_options: options of Inductor, as ``torch.compile(options=...)`` takes them.
         on_no_regions: what to do with a graph without attention or MLP: "error", or "warn" and compile it plainly.

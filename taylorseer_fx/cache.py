@@ -36,6 +36,7 @@ from taylorseer_fx.passes.pipeline import PassResult, run_passes
 from taylorseer_fx.passes.regions import RegionSet
 from taylorseer_fx.passes.specialize import StepKind
 from taylorseer_fx.runtime.buffers import BufferLayout
+from taylorseer_fx.runtime.cuda_graphs import CapturePlan
 from taylorseer_fx.runtime.dispatch import BoxedCallable
 
 log = logging.getLogger(__name__)
@@ -103,10 +104,13 @@ def _named(gm: fx.GraphModule) -> fx.GraphModule:
 
 @dataclass(frozen=True)
 class VariantCode:
-    """The code of a step kind; ``kept`` are the positions of what it takes among all inputs, coefficients and buffers."""
+    """The code of a step kind; ``kept`` are the positions of what it takes among all inputs, coefficients and buffers, and
+    ``capture`` tells of those, by their positions in ``kept``.
+    """
 
     run: BoxedCallable
     kept: tuple[int, ...]
+    capture: CapturePlan
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from torch._inductor.compile_fx import compile_fx, compile_fx_inner
 from torch.fx._lazy_graph_module import _LazyGraphModule
 
 from taylorseer_fx.cache import VariantCode, caching
+from taylorseer_fx.capturable import plan_capture
 from taylorseer_fx.passes.pipeline import PassResult
 from taylorseer_fx.passes.specialize import StepKind
 from taylorseer_fx.runtime.dispatch import BoxedCallable
@@ -105,9 +106,16 @@ def compile_variants(
         variant_inputs = [every_input[i] for i in variant.kept]
         variant_static = tuple(i for i, position in enumerate(variant.kept) if position in static)
         with _without_output_strides() if kind is not StepKind.FULL else nullcontext():
-            run = compile_graph(variant.gm, variant_inputs, variant_static)
-        compiled[kind] = VariantCode(run, variant.kept)
+            compiled[kind] = compile_variant(variant.gm, variant_inputs, variant_static, variant.kept, compile_graph)
     return compiled
+
+
+def compile_variant(
+    gm: fx.GraphModule, inputs: Sequence[Any], static_inputs: tuple[int, ...], kept: tuple[int, ...], compile_graph: CompileGraph
+) -> VariantCode:
+    """Compile one graph; Inductor works in it, so what it tells about capturing is read before."""
+    plan = plan_capture(gm, inputs, static_inputs)
+    return VariantCode(compile_graph(gm, inputs, static_inputs), kept, plan)
 
 
 def make_eager(gm: fx.GraphModule, _inputs: Sequence[Any], _static_inputs: tuple[int, ...]) -> BoxedCallable:

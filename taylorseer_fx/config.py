@@ -55,8 +55,8 @@ class BackendConfig:
         _check_choice("on_no_regions", self.on_no_regions, ("error", "warn"))
         if self.buffer_dtype is not None and self.buffer_dtype not in BUFFER_DTYPES:
             raise ConfigError("buffer_dtype", "None or one of " + ", ".join(map(str, BUFFER_DTYPES)), self.buffer_dtype)
-        if self.cuda_graphs not in (None, False):
-            raise ConfigError("cuda_graphs", "None or False", self.cuda_graphs, "This version does not capture CUDA graphs.")
+        if self.cuda_graphs is not None and not isinstance(self.cuda_graphs, bool):
+            raise ConfigError("cuda_graphs", "None, True or False", self.cuda_graphs)
         object.__setattr__(self, "compiler_options", dict(_checked_options(self.compiler, self.compiler_options)))
 
     @classmethod
@@ -122,6 +122,6 @@ def _checked_options(compiler: str, value: Any) -> Mapping[str, Any]:
         if name not in known:
             raise ConfigError("compiler_options", "options of torch._inductor.list_options()", name)
     if value.get("triton.cudagraphs"):
-        hint = "This version does not capture CUDA graphs."
+        hint = "Use cuda_graphs: Inductor's own would record anew whenever the buffers take turns."
         raise ConfigError("compiler_options['triton.cudagraphs']", "left off", True, hint)
     return value

@@ -90,6 +90,7 @@ class Report:
     time_inputs: tuple[str, ...]
     number: int
     graphs: tuple[GraphSummary, ...]
+    cuda_graphs: tuple[str, ...]
     _graphs: dict[str, fx.GraphModule] = field(repr=False)
 
     def graph(self, name: str) -> fx.GraphModule:
@@ -159,6 +160,7 @@ class Report:
             f"ceiling {len(self.schedule) / num_full:.2f}x)",
             f"buffers:       {format_bytes(self.buffer_bytes)} a stream (order {self.order}: {self.order + 1} a feature)",
             f"time inputs:   {', '.join(self.time_inputs) or self._no_time()}",
+            *(f"{'CUDA graphs:' if i == 0 else '':14} {line}" for i, line in enumerate(self.cuda_graphs)),
         ]
         if len(self.graphs) > 1:
             lines.append(f"graphs:        this is {self.number} of {len(self.graphs)}; explain(graph=i) shows another")
@@ -175,10 +177,12 @@ class Report:
         return "none found: say the step with backend.stream(name, step=i), or backend.attach(pipe)"
 
 
-def describe_model(graphs: Sequence[CompiledGraph], number: int, config: BackendConfig, layers: Mapping[int, int]) -> Report:
+def describe_model(
+    graphs: Sequence[CompiledGraph], number: int, config: BackendConfig, layers: Mapping[int, int], cuda_graphs: tuple[str, ...]
+) -> Report:
     """A report on one of the graphs of a model; ``layers`` counts the places that were called with each."""
     summaries = tuple(_summarize(entry.result, layers.get(i, 0), entry.graph_break) for i, entry in enumerate(graphs))
-    return describe_graph(graphs[number].result, config, range(len(graphs))[number], summaries)
+    return describe_graph(graphs[number].result, config, range(len(graphs))[number], summaries, cuda_graphs)
 
 
 def _summarize(result: PassResult, num_layers: int, graph_break: GraphBreak | None) -> GraphSummary:
@@ -198,9 +202,13 @@ def _step_graphs(result: PassResult) -> dict[str, fx.GraphModule]:
 
 
 def describe_graph(
-    result: PassResult, config: BackendConfig, number: int = 0, summaries: tuple[GraphSummary, ...] = ()
+    result: PassResult,
+    config: BackendConfig,
+    number: int = 0,
+    summaries: tuple[GraphSummary, ...] = (),
+    cuda_graphs: tuple[str, ...] = (),
 ) -> Report:
-    """Read a report off what the passes made of one graph."""
+    """Read a report off what the passes made of one graph; ``cuda_graphs`` are lines on how the model's graphs are captured."""
     regions = tuple(_describe_region(region, config.storage) for region in result.found.regions)
     graphs = _step_graphs(result)
     inputs = result.canonical.graph.find_nodes(op="placeholder")
@@ -218,6 +226,7 @@ def describe_graph(
         time_inputs=tuple(_input_text(inputs[i]) for i in result.time_inputs),
         number=number,
         graphs=summaries or (_summarize(result, 0, None),),
+        cuda_graphs=cuda_graphs,
         _graphs={"canonical": result.canonical, **({"guarded": result.guarded.gm} if result.guarded else {}), **graphs},
     )
 

@@ -56,8 +56,8 @@ BAD = [
     ("buffer_dtype", torch.float8_e4m3fnuz, BUFFER_DTYPE),
     ("buffer_dtype", torch.complex64, BUFFER_DTYPE),
     ("buffer_dtype", "bfloat16", BUFFER_DTYPE),
-    ("cuda_graphs", True, "None or False"),
-    ("cuda_graphs", "yes", "None or False"),
+    ("cuda_graphs", "yes", "None, True or False"),
+    ("cuda_graphs", 1, "None, True or False"),
     ("compiler_options", [("max_autotune", True)], "a mapping from Inductor's option names to values"),
     ("compiler_options", "max_autotune", "a mapping from Inductor's option names to values"),
 ]
@@ -100,7 +100,7 @@ def test_compiler_options_need_inductor():
 
 
 def test_cuda_graphs_by_the_back_door():
-    with pytest.raises(ConfigError, match=r"compiler_options\['triton.cudagraphs'\] must be left off, got True"):
+    with pytest.raises(ConfigError, match=r"compiler_options\['triton.cudagraphs'\] must be left off, got True. Use cuda_graphs"):
         taylorseer_backend(compiler_options={"triton.cudagraphs": True})
 
 
@@ -116,7 +116,7 @@ class TestGood:
         config = taylorseer_backend().config
         assert (config.order, config.interval, config.warmup, config.full_steps) == (1, 5, 3, None)
         assert (config.granularity, config.compiler, config.buffer_dtype) == ("module", "inductor", None)
-        assert config.memory_budget is None
+        assert (config.memory_budget, config.cuda_graphs) == (None, None)
 
     @pytest.mark.parametrize("order", range(5))
     def test_every_order(self, order):

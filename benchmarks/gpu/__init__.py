@@ -1,0 +1,4 @@
+"""The headline on one large GPU: ``python -m benchmarks.gpu`` measures published models with random weights in bfloat16.
+
+``--device cpu --small`` runs the same code with tiny geometry, to see that it works; its figures say nothing.
+"""

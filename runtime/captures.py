@@ -1,0 +1,77 @@
+"""A capture and what one is looked up by: the form of every input, and the addresses of those that are static."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from taylorseer_fx.runtime.graph_api import Graph
+from taylorseer_fx.runtime.staging import Outputs, Staging
+
+ShapeKey = tuple[Any, ...]
+
+
+def form(value: Any) -> Any:
+    """What of an input is baked into a capture: all of an integer, and of a tensor all but its elements and its address."""
+    return (value.shape, value.stride(), value.dtype) if isinstance(value, Tensor) else value
+
+
+def _python_same_addresses(inputs: list[Any], addresses: list[int | None], positions: list[int]) -> bool:
+    return list(map(Tensor.data_ptr, map(inputs.__getitem__, positions))) == list(map(addresses.__getitem__, positions))
+
+
+# In builds of torch with CUDA this is one loop in C++, as Inductor has it for the same purpose.
+same_addresses: Callable[[list[Any], list[int | None], list[int]], bool] = getattr(
+    torch._C, "_tensors_data_ptrs_at_indices_equal", _python_same_addresses
+)
+
+
+@dataclass
+class Capture:
+    """One capture of a variant, over the static inputs that it was called with and over staging memory.
+
+    ``addresses`` has one entry an input, None for those that are not static; ``forms`` has one a static input.
+    """
+
+    graph: Graph
+    outputs: Outputs
+    staging: Staging
+    static: list[int]
+    addresses: list[int | None]
+    forms: list[Any]
+    staging_addresses: list[int]
+    num_replays: int = 0
+    last_used: int = 0
+
+    @classmethod
+    def of(cls, graph: Graph, values: Any, staging: Staging, static: list[int], inputs: list[Any]) -> "Capture":
+        addresses: list[int | None] = [None] * len(inputs)
+        for i in static:
+            addresses[i] = inputs[i].data_ptr()
+        return cls(graph, Outputs(values), staging, static, addresses, [form(inputs[i]) for i in static], staging.addresses)
+
+    def is_for(self, inputs: list[Any]) -> bool:
+        return same_addresses(inputs, self.addresses, self.static)
+
+    def moved(self, inputs: list[Any]) -> list[int]:
+        """Positions of the static inputs that lie elsewhere now."""
+        return [i for i in self.static if inputs[i].data_ptr() != self.addresses[i]]
+
+    def check(self, inputs: list[Any]) -> None:
+        """Raises AssertionError unless all is as it was captured: for debugging, since the caller has looked already."""
+        assert not self.moved(inputs), f"static inputs {self.moved(inputs)} are not where they were captured"
+        changed = [i for i, was in zip(self.static, self.forms, strict=True) if form(inputs[i]) != was]
+        assert not changed, f"static inputs {changed} have other shapes, strides or dtypes than were captured"
+        assert self.staging.addresses == self.staging_addresses, "the staging memory moved since the capture"
+
+
+@dataclass
+class ShapeEntry:
+    """What a variant has for one set of input forms: warmed up, at least; ``obstacle`` says why it is captured no more."""
+
+    staging: Staging | None = None
+    captures: dict[int, Capture] = field(default_factory=dict)  # by the address of the last static input
+    obstacle: str = ""
+    num_wasted: int = 0

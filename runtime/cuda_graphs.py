@@ -1,0 +1,261 @@
+"""CUDA graphs for both step kinds: a captured step is one launch, where a compiled one is a launch a kernel.
+
+Workflow, for each variant (the FULL or the FORECAST graph) and each set of input shapes:
+
+1. The first call runs as compiled, on the side stream that captures are made on: libraries load, cuBLAS makes its workspaces,
+   kernels are tuned.
+2. A later call with static inputs (weights and derivative buffers) at addresses that were not captured yet copies the other
+   inputs into staging memory, captures the variant over both, and replays the capture. A capture executes nothing, so a full
+   step writes its buffers once, whether capturing succeeds or fails.
+3. Every other call checks the addresses of its static inputs, copies the other inputs, replays, and copies the outputs.
+4. A variant that cannot be captured (known when it was compiled, or found when it was tried) runs as compiled for those shapes;
+   the operator and the reason are said once.
+
+Which inputs are static. Weights are where AOTAutograd says, buffers are ours. Both are read and written where they are; all
+else is copied: latents, embeddings, timesteps, and our coefficients, so that interval, gaps and orders stay data. Integer
+inputs are part of the key, for their values are baked in.
+
+When a capture may be replayed. It holds addresses, no tensors, so it keeps nothing alive. It is replayed only if every static
+input of the call is at the address that it had, and shapes, strides, dtypes and integers are those of the capture; the sizes
+that the buffers' shapes depend on are part of the key too. Then it does what the compiled variant would do with these inputs,
+whatever was freed, moved or allocated anew in between: a buffer of a later generation that happens to lie where an earlier one
+lay is right to be used. Weights moved or loaded anew (LoRA, offload, ``.to()``) lead to another capture. All addresses are
+compared in every call; the logger ``taylorseer_fx`` at DEBUG (``TORCH_LOGS="+taylorseer_fx"``) says besides which input moved,
+and checks at every replay shapes, strides and dtypes of the static inputs and that staging memory is where it was.
+
+Snapshots take turns, so each buffer's role moves by one place after a full step, and ``order + 1`` captures of each kind serve
+a stream. The alternative is one forecast capture that reads the buffers in fixed places with the weights permuted. It would add
+in another order after each turn: the same step of the next generation would round otherwise, and a forecast with CUDA graphs
+otherwise than one without. And the full step needs its captures anyway, unless the newest snapshot were copied about. What the
+captures cost is the time to make them; their memory is that of the largest, since each allocates from what the one before left
+in the pool.
+
+Why not Inductor's CUDA graph trees (``torch/_inductor/cudagraph_trees.py``), which come with ``mode="reduce-overhead"``? They
+guard outputs instead of copying them: a model output that a multistep scheduler keeps is invalid at the next step (an error,
+pytorch #152887, #160281). What may be written in place is decided for each path through the tree of graphs, and ours alternates
+between two graphs in an order that the schedule decides. A static input at another address is taken for unexpected: it records
+anew under every path, and past a limit gives up for that function, while for us turns of the buffers are the rule. Here two
+flat tables do, since both graphs take and leave everything in memory that we own.
+
+What it costs. The outputs twice, in bytes and in one small kernel more; the staging memory; and the working memory of a step
+stays reserved for the pool until ``reset()``: a VAE that runs after the model cannot use it.
+
+What it does not do. It captures no variant with an input on the CPU, on several devices, or with an operator whose output's
+shape depends on data. It does not capture while the caller captures (the variant then runs into the caller's graph). Nothing is
+captured across devices or shared between backends. Captures are made one at a time.
+"""
+
+import itertools
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from taylorseer_fx.runtime.capture_errors import describe_failure
+from taylorseer_fx.runtime.captures import Capture, ShapeEntry, ShapeKey, form
+from taylorseer_fx.runtime.graph_api import GraphApi
+from taylorseer_fx.runtime.staging import Staging
+
+log = logging.getLogger(__name__)
+
+MIN_LIMIT = 32  # captures that a backend keeps, however few streams it has
+MAX_WASTED = 8  # captures of a variant thrown away unused, one after the other, before it is captured no more
+
+Sizes = tuple[int, ...]
+BoxedCallable = Callable[[list[Any]], Sequence[Any]]
+
+
+@dataclass(frozen=True)
+class CapturePlan:
+    """What compiling found out about capturing a variant: which of its inputs stay in place (weights and buffers) and which do
+    not, the device, and what is in the way.
+    """
+
+    static: tuple[int, ...]
+    others: tuple[int, ...]
+    device: torch.device | None
+    obstacle: str = ""
+
+
+class CudaGraphs:
+    """The captures of one backend.
+
+    Args:
+        api: how to capture.
+        notify: says something once a topic.
+        num_states: the most streams' states that were alive at once, each of which needs ``captures_a_state``.
+    """
+
+    def __init__(
+        self, api: GraphApi, notify: Callable[[str, str], None], captures_a_state: int, num_states: Callable[[], int]
+    ) -> None:
+        self.api, self.notify = api, notify
+        self.lock = threading.RLock()
+        self.num_captures = self.num_replays = 0
+        self._captures_a_state, self._num_states = captures_a_state, num_states
+        self._variants: list[GraphedVariant] = []
+        self._uses = itertools.count()
+
+    def wrap(self, name: str, run: BoxedCallable, plan: CapturePlan) -> "GraphedVariant | None":
+        """What runs a variant by captures; None where it runs as it is, which is said unless it is on no device of ours."""
+        if plan.device is None or plan.device.type != self.api.device_type:
+            return None
+        variant = GraphedVariant(self, name, run, plan, plan.device)
+        self._variants.append(variant)
+        if plan.obstacle:
+            variant.say_not_captured(plan.obstacle)
+            return None
+        return variant
+
+    def clear(self) -> None:
+        """Give back all captures, their staging memory and their pool."""
+        with self.lock:
+            for variant in self._variants:
+                variant.shapes.clear()
+
+    @property
+    def limit(self) -> int:
+        """Captures that are kept: those of all streams, twice, for their buffers may lie elsewhere in the next generation."""
+        return max(MIN_LIMIT, 2 * (self._captures_a_state * self._num_states() + len(self._variants)))
+
+    @property
+    def num_kept(self) -> int:
+        return sum(len(variant.captures()) for variant in self._variants)
+
+    def describe(self) -> tuple[str, ...]:
+        """A line a variant, for people."""
+        return tuple(variant.describe() for variant in self._variants)
+
+    def note_capture(self, capture: Capture) -> None:
+        """One more; the ones that were not used for longest are dropped, down to the limit."""
+        capture.last_used = next(self._uses)
+        self.num_captures += 1
+        kept = [(variant, *entry) for variant in self._variants for entry in variant.captures()]
+        kept.sort(key=lambda entry: entry[1].last_used)
+        for variant, _, key, anchor in kept[: max(len(kept) - self.limit, 0)]:
+            variant.discard(key, anchor)
+
+    def note_replay(self, capture: Capture) -> None:
+        capture.last_used = next(self._uses)
+        capture.num_replays += 1
+        self.num_replays += 1
+
+
+class GraphedVariant:
+    """One variant, run by captures."""
+
+    def __init__(self, graphs: CudaGraphs, name: str, run: BoxedCallable, plan: CapturePlan, device: torch.device) -> None:
+        self._graphs, self._api, self._name, self._run, self._device = graphs, graphs.api, name, run, device
+        self._static, self._others, self._obstacle = list(plan.static), plan.others, plan.obstacle
+        self.shapes: dict[ShapeKey, ShapeEntry] = {}
+
+    def __call__(self, inputs: list[Any], sizes: Sizes = ()) -> Sequence[Any]:
+        """As the variant itself, in torch's boxed convention; ``sizes`` are those that its buffers depend on."""
+        if self._api.is_capturing():
+            return self._run(inputs)
+        with self._graphs.lock:
+            key = (sizes, *[form(inputs[i]) for i in self._others])
+            shape = self.shapes.get(key)
+            if shape is None:
+                return self._warm_up(key, inputs)
+            capture = self._find(shape, inputs) or self._capture(shape, inputs)
+            if capture is not None:
+                return self._replay(capture, inputs)
+        return self._run(inputs)
+
+    def captures(self) -> list[tuple[Capture, ShapeKey, int]]:
+        return [(capture, key, anchor) for key, shape in self.shapes.items() for anchor, capture in shape.captures.items()]
+
+    def discard(self, key: ShapeKey, anchor: int) -> None:
+        """Drop a capture that was not used for long; with the last one of its shapes goes the staging memory."""
+        shape = self.shapes[key]
+        self._drop(shape, anchor)
+        if not shape.captures:
+            shape.staging = None
+
+    def describe(self) -> str:
+        """For people: how many captures there are, or why there are none."""
+        obstacles = dict.fromkeys(filter(None, (self._obstacle, *(shape.obstacle for shape in self.shapes.values()))))
+        made = [f"{len(self.captures())} captures"] if self.captures() or not obstacles else []
+        return f"{self._name}: " + "; ".join([*made, *(f"as compiled, since {obstacle}" for obstacle in obstacles)])
+
+    def say_not_captured(self, obstacle: str) -> None:
+        self._graphs.notify(f"CUDA graph of {self._name}: {obstacle}", _NOT_CAPTURED.format(name=self._name, obstacle=obstacle))
+
+    def _anchor(self, inputs: list[Any]) -> int:
+        """What tells one stream's captures from another's: where the last static input is, a buffer if there are any."""
+        return int(inputs[self._static[-1]].data_ptr()) if self._static else 0
+
+    def _find(self, shape: ShapeEntry, inputs: list[Any]) -> Capture | None:
+        """The capture over these very static inputs, with the others in its staging memory."""
+        capture = shape.captures.get(anchor := self._anchor(inputs))
+        if capture is None:
+            return None
+        if not capture.is_for(inputs):
+            if log.isEnabledFor(logging.DEBUG):
+                log.debug("%s: static inputs %s moved since the capture", self._name, capture.moved(inputs))
+            self._drop(shape, anchor)
+            return None
+        self._api.follow(self._device)
+        capture.staging.fill(inputs)
+        return capture
+
+    def _warm_up(self, key: ShapeKey, inputs: list[Any]) -> Sequence[Any]:
+        outputs = self._api.warm_up(self._device, lambda: self._run(inputs))
+        self.shapes[key] = ShapeEntry()
+        return outputs
+
+    def _capture(self, shape: ShapeEntry, inputs: list[Any]) -> Capture | None:
+        """A new capture over ``inputs``, with the others in its staging memory; None where it cannot be made."""
+        if shape.obstacle:
+            return None
+        try:
+            staging = shape.staging or Staging.of(inputs, [i for i in self._others if isinstance(inputs[i], Tensor)])
+            self._api.follow(self._device)
+            staging.fill(inputs)
+            given = staging.placed(inputs)
+            graph, values = self._api.capture(self._device, lambda: self._run(given), not shape.captures)
+            capture = Capture.of(graph, values, staging, self._static, inputs)
+        except Exception as error:  # whatever the operators raise: the variant still runs as it is
+            self._give_up(shape, describe_failure(error))
+            return None
+        shape.staging, shape.captures[self._anchor(inputs)] = staging, capture
+        self._graphs.note_capture(capture)
+        log.debug("captured %s: %d captures made, %d kept", self._name, self._graphs.num_captures, self._graphs.num_kept)
+        return capture
+
+    def _replay(self, capture: Capture, inputs: list[Any]) -> list[Any]:
+        if log.isEnabledFor(logging.DEBUG):
+            capture.check(inputs)
+        capture.graph.replay()
+        self._graphs.note_replay(capture)
+        inputs.clear()
+        return capture.outputs.copied()
+
+    def _drop(self, shape: ShapeEntry, anchor: int) -> None:
+        capture = shape.captures.pop(anchor, None)
+        if capture is None:
+            return
+        shape.num_wasted = shape.num_wasted + 1 if capture.num_replays <= 1 else 0  # the first is what it was made for
+        if shape.num_wasted >= MAX_WASTED:
+            self._give_up(shape, _CHURN.format(count=MAX_WASTED))
+
+    def _give_up(self, shape: ShapeEntry, obstacle: str) -> None:
+        shape.obstacle, shape.staging = obstacle, None
+        shape.captures.clear()
+        self.say_not_captured(obstacle)
+
+
+_NOT_CAPTURED = (
+    "{name} runs as compiled, without a CUDA graph, at the cost of a launch a kernel, since {obstacle}. cuda_graphs=False does "
+    "without CUDA graphs altogether, and without this warning."
+)
+
+_CHURN = (
+    "its weights or buffers were at other addresses at almost every call, as with offloading: {count} captures one after the "
+    "other were thrown away unused"
+)

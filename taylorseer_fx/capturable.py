@@ -1,0 +1,51 @@
+"""Can the graph of a step kind be captured as a CUDA graph? What its operators tell before anything runs.
+
+Most of what cannot be captured shows when it is tried (``runtime/cuda_graphs.py``). Told here is what capturing would not
+notice, or what has a better name now: an input on the CPU, whose value would be baked in; inputs on several devices; a write
+into an input that is copied before each replay; a result whose shape, or a number whose value, depends on data.
+"""
+
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from taylorseer_fx.runtime.cuda_graphs import CapturePlan
+
+_UNSAFE_TAGS = tuple(
+    getattr(torch.Tag, name)
+    for name in ("data_dependent_output", "dynamic_output_shape", "cudagraph_unsafe")
+    if hasattr(torch.Tag, name)
+)
+
+
+def plan_capture(gm: fx.GraphModule, inputs: Sequence[Any], static: Collection[int]) -> CapturePlan:
+    """How to capture ``gm``, called with ``inputs`` (fake ones do), of which those at ``static`` stay in place."""
+    placeholders = gm.graph.find_nodes(op="placeholder")
+    names = {i: placeholders[i].name for i, value in enumerate(inputs) if isinstance(value, Tensor)}
+    devices = {inputs[i].device: name for i, name in names.items()}
+    device = next((d for d in devices if d.type != "cpu"), next(iter(devices), None))
+    staying = tuple(sorted(i for i in static if i in names))
+    others = tuple(i for i in range(len(inputs)) if i not in staying)
+    strangers = [f"input {name!r} is on {d}, others on {device}" for d, name in devices.items() if d != device]
+    written = _written_inputs(gm, {placeholders[i] for i in others})
+    obstacles = [*strangers, *written, *_unsafe_operators(gm)]
+    return CapturePlan(staying, others, device, obstacles[0] if obstacles else "")
+
+
+def _written_inputs(gm: fx.GraphModule, copied: Collection[fx.Node]) -> list[str]:
+    """Of a model that changes an argument in place, AOTAutograd leaves the write at the end of the graph."""
+    return [
+        f"{node.target} writes into input {target.name!r}"
+        for node in gm.graph.find_nodes(op="call_function", target=torch.ops.aten.copy_.default)
+        if (target := node.args[0]) in copied
+    ]
+
+
+def _unsafe_operators(gm: fx.GraphModule) -> list[str]:
+    return [
+        f"{node.target} gives what depends on data, so that the device has to be waited for"
+        for node in gm.graph.nodes
+        if any(tag in _UNSAFE_TAGS for tag in getattr(node.target, "tags", ()))
+    ]
