@@ -95,7 +95,7 @@ def test_other_settings_miss():
 
 
 def test_what_the_tag_depends_on():
-    """All settings that the code or its messages depend on, and where the graph comes from; Inductor's options are in torch's key."""
+    """Settings that the code or its messages depend on, and where a graph comes from; Inductor's options are in torch's key."""
     gm = fx.symbolic_trace(nn.ReLU())
     others: list[dict[str, Any]] = [
         {"order": 2},
