@@ -9,6 +9,10 @@ import torch
 from tests.zoo import attention_backend_kept
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--all-variants", action="store_true", help="every variant of every model, whatever week it is")
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Workers that run side by side share the cores: threads that wait for one another's core are ten times slower."""
     workers = int(getattr(config, "workerinput", {}).get("workercount", 1))
