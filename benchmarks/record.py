@@ -17,8 +17,9 @@ from typing import Any
 import torch
 
 from benchmarks.readme import update_readme
+from taylorseer_fx.bench import claims_report
 from taylorseer_fx.bench.claims import Sampler, run_claims
-from taylorseer_fx.bench.main import write as write_report
+from taylorseer_fx.bench.main import write_documents
 from taylorseer_fx.bench.plan_command import published
 from taylorseer_fx.bench.results import Report, cpu_name
 from taylorseer_fx.bench.suite import DEFAULT
@@ -65,7 +66,9 @@ def record_comparison() -> None:
             report = Report.from_json((Path(folder) / "comparison.json").read_text())
         workloads += report.workloads
         machine = report.machine
-        write_report(Report(tuple(workloads), machine), RESULTS)
+        so_far = Report(tuple(workloads), machine)
+        (RESULTS / "comparison.json").write_text(so_far.to_json())
+        write_documents(so_far, ROOT / "docs" / "comparison")
 
 
 def record_claims(num_samples: int, limit: int | None) -> None:
@@ -75,6 +78,11 @@ def record_claims(num_samples: int, limit: int | None) -> None:
         print(f"{datetime.datetime.now():%H:%M:%S}  {number + 1} of {total}  {key}", flush=True)
 
     done = run_claims(RESULTS / "claims.json", num_samples, Sampler(), say, limit)
+    content = json.loads((RESULTS / "claims.json").read_text())
+    folder = ROOT / "docs" / "comparison"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "claims.md").write_text(f"# The paper's claims in kind\n\n{claims_report.markdown(content)}\n")
+    claims_report.save_picture(content, folder / "claims.png")
     print("all cells are done" if done else "cells are missing: run it again")
 
 

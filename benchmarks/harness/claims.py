@@ -88,7 +88,7 @@ class Sampler:
         if cell.method in GRANULARITIES:
             backend = taylorseer_backend(cell.order, cell.interval, WARMUP, granularity=cell.method, compiler=self.compiler)
             return backend.reset, torch.compile(model, backend=backend)
-        return (lambda: None), torch.compile(model, backend=self.compiler)
+        return (lambda: None), model if self.compiler == "eager" else torch.compile(model, backend=self.compiler)
 
 
 def wanted(begin: int, count: int) -> Tensor:

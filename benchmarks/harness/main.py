@@ -17,7 +17,8 @@ from taylorseer_fx.bench.tables import cells, describe, machine, markdown
 def run_bench(names: Sequence[str], settings: MeasureSettings, out: Path, console: Console, methods: str = "all") -> Report:
     """Measure, print, and write ``comparison.json``, ``comparison.md`` and the plots under ``out``."""
     report = _measured(names, settings, console, methods)
-    write(report, out)
+    write_documents(report, out)
+    (out / "comparison.json").write_text(report.to_json())
     for result in report.workloads:
         print_result(result, console)
     console.print(f"[dim]{machine(report)}[/dim]", highlight=False)
@@ -25,10 +26,9 @@ def run_bench(names: Sequence[str], settings: MeasureSettings, out: Path, consol
     return report
 
 
-def write(report: Report, out: Path) -> None:
-    """The report in all its forms."""
+def write_documents(report: Report, out: Path) -> None:
+    """Table and plots."""
     out.mkdir(parents=True, exist_ok=True)
-    (out / "comparison.json").write_text(report.to_json())
     (out / "comparison.md").write_text(markdown(report))
     save_plots(report, out)
 

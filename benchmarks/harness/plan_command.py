@@ -63,28 +63,27 @@ def print_plan(name: str, settings: PlanSettings, console: Console) -> None:
     full = first.full_steps
     console.print(f"[bold]{name}[/bold], {geometry.work}, {_dtype(geometry)}", highlight=False)
     console.print(f"full steps     {len(full)} of {first.num_steps}: {', '.join(map(str, full))}", highlight=False)
-    console.print(f"full step      {format_flops(first.flops_full)} a call", highlight=False)
+    console.print(f"full step      {format_flops(first.flops_full)} a call\n", highlight=False)
     table = Table(header_style="bold", box=None, pad_edge=False)
-    for heading in ("granularity", "features", "forecast step", "the run", "ceiling", *_order_headings(settings.orders)):
-        table.add_column(heading, justify="left" if heading == "granularity" else "right")
-    for granularity in ("module", "stack"):
-        plans = [plan for found_granularity, plan in found if found_granularity == granularity]
-        table.add_row(granularity, *_cells(plans))
+    by_granularity = {name: [plan for found_name, plan in found if found_name == name] for name in ("module", "stack")}
+    for heading in ("", *by_granularity):
+        table.add_column(heading, justify="right" if heading else "left", min_width=16)
+    for row in zip(_headings(settings.orders), *map(_cells, by_granularity.values()), strict=True):
+        table.add_row(*row)
     console.print(table)
     console.print("buffers are those of one stream; guidance in two calls a step has two", style="dim", highlight=False)
 
 
-def _order_headings(orders: Sequence[int]) -> list[str]:
-    return [f"buffers, order {order}" for order in orders]
+def _headings(orders: Sequence[int]) -> list[str]:
+    return ["features", "forecast step", "the run", "ceiling", *(f"buffers, order {order}" for order in orders)]
 
 
 def _cells(plans: Sequence[Plan]) -> list[str]:
     first = plans[0]
-    run = f"{format_flops(first.flops_total)}"
     return [
         str(len(first.features)),
         format_flops(first.flops_forecast),
-        run,
+        format_flops(first.flops_total),
         f"{first.speedup_ceiling:.2f}x",
         *(format_bytes(plan.buffer_bytes) for plan in plans),
     ]

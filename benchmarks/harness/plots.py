@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from taylorseer_fx.bench.results import Report, Row, WorkloadResult
 
-_STYLE = {
+STYLE = {
     "font.family": "sans-serif",
     "font.size": 10,
     "axes.spines.top": False,
@@ -25,7 +25,7 @@ def save_plots(report: Report, folder: Path) -> list[Path]:
     """PNGs under ``folder``; a plot that no row counts for is not drawn."""
     folder.mkdir(parents=True, exist_ok=True)
     written: list[Path] = []
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         for result in report.workloads:
             stem = "".join(letter if letter.isalnum() else "-" for letter in result.workload.lower())
             for name, draw in (("quality", _quality), ("trajectory", _trajectory), ("steps", _steps)):

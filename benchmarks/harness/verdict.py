@@ -30,7 +30,7 @@ def _fewer(rows: Sequence[Row]) -> str:
     if not fewer:
         return ""
     best = max(fewer, key=_speed)
-    return f"As many steps and no others ({best.method}) is {_speed(best):.2f}x{_quality(best)}."
+    return f"Taking only as many steps ({best.method}) is {_speed(best):.2f}x{_quality(best)}."
 
 
 def _excluded(rows: Sequence[Row]) -> str:
