@@ -62,6 +62,7 @@ def record_comparison() -> None:
     for name in COMPARED:
         with tempfile.TemporaryDirectory() as folder:
             command = [sys.executable, "-m", "taylorseer_fx.cli", "bench", name, "--warm-start", "--out", folder]
+            command += ["--samples", "2000"] if name == "digits" else []
             subprocess.run(command, cwd=ROOT, check=True)
             report = Report.from_json((Path(folder) / "comparison.json").read_text())
         workloads += report.workloads

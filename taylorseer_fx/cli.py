@@ -85,6 +85,9 @@ def _add_bench(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     bench.add_argument("--methods", choices=("all", "few"), default="all", help="default: %(default)s")
     bench.add_argument("--rounds", type=int, default=3, help="of a run each of baseline and method (default: %(default)s)")
     bench.add_argument("--warm-start", action="store_true", help="also the seconds of a first run with warm caches")
+    bench.add_argument(
+        "--samples", type=int, default=0, help="digits: pictures a method for the Frechet distance (default: none)"
+    )
     bench.add_argument("--out", type=Path, default=Path("taylorseer-bench"), help="folder of the report (default: %(default)s)")
     bench.set_defaults(run=_bench)
 
@@ -102,7 +105,7 @@ def _bench(args: argparse.Namespace) -> int:
     if args.rounds < 1:
         print(f"taylorseer-fx bench: --rounds must be at least 1, got {args.rounds}", file=sys.stderr)
         return 2
-    settings = MeasureSettings(args.rounds, args.warm_start)
+    settings = MeasureSettings(args.rounds, args.warm_start, args.samples)
     run_bench(args.workloads or DEFAULT, settings, args.out, Console(), args.methods)
     return 0
 

@@ -54,7 +54,8 @@ def cells(num_samples: int) -> Iterator[Cell]:
     yield Cell("full", 0, 1, num_samples)
     for interval in INTERVALS:
         yield Cell("fewer steps", 0, interval, num_samples)
-    main, rest = [], []
+    main: list[Cell] = []
+    rest: list[Cell] = []
     for interval in INTERVALS:
         for order in ORDERS:
             is_main = interval in MAIN_INTERVALS and order in MAIN_ORDERS

@@ -96,7 +96,7 @@ def markdown(content: Mapping[str, Any]) -> str:
     said = f"{full['frechet']:.3f}, class accuracy {full['class_accuracy']:.1%}" if full else "not recorded"
     intro = (
         f"Digits model, {settings['num_steps']} DDIM steps without guidance, warm-up {settings['warmup']}, "
-        f"{settings['num_samples']} samples a cell ({FEWER_SAMPLES} in the cells that only the table of the first {FEWER_SAMPLES} "
+        f"{settings['num_samples']} samples a cell ({FEWER_SAMPLES} in those that only the table of the first {FEWER_SAMPLES} "
         "shows). Frechet distance is between generated and real digits in the 32 features of a perceptron fitted on the real "
         f"ones: not Inception FID. The run in full has {said}; one half of the real digits is "
         f"{content['frechet_between_real_halves']:.3f} from the other."

@@ -13,6 +13,7 @@ from torch._inductor.utils import fresh_cache
 
 from taylorseer_fx.bench import fidelity
 from taylorseer_fx.bench.counting import Counts, count_eager, count_ours
+from taylorseer_fx.bench.methods.official import OfficialHooks
 from taylorseer_fx.bench.methods.plain import Plain
 from taylorseer_fx.bench.observing import DynamoFacts, Observation, graph_call_median, live_tensor_bytes, observe
 from taylorseer_fx.bench.results import Row
@@ -23,10 +24,13 @@ AGREES_WITHIN = 0.02  # relative L2 of a compiled peer's result from its eager t
 
 @dataclass(frozen=True)
 class MeasureSettings:
-    """``rounds`` of one run each; ``warm_start``: also the seconds of a first run with the caches that the first left."""
+    """``rounds`` of one run each; ``warm_start``: also the seconds of a first run with warm caches; ``samples``:
+    on the digits, so many pictures a method for Frechet distance and class accuracy (0: accuracy on those of one run).
+    """
 
     rounds: int = 3
     warm_start: bool = False
+    samples: int = 0
 
 
 @dataclass
@@ -92,7 +96,7 @@ class Bench:
             **timed.figures(full_steps),
             **self._compile_figures(method, first, warm_start, timed),
             **self._graph_calls(method, seen, full_steps, runner.num_steps),
-            **self._fidelity(seen, runner),
+            **(self._fidelity(seen, runner) | self._distribution(method, runner)),
             repeatable=torch.equal(runner.run(), seen.result),
         )
         if method.compiled and agrees > AGREES_WITHIN:
@@ -157,6 +161,20 @@ class Bench:
             "ssim": fidelity.ssim(seen.result, reference.result) if trained else None,
             "class_accuracy": self.judge(seen.result) if self.judge is not None else None,
         }
+
+    def _distribution(self, method: Method, runner: Runner) -> dict[str, Any]:
+        """Of as many pictures as the settings say; an eager twin draws the same ones as its compiled form, so it is left out."""
+        wanted = self.settings.samples
+        if self.judge is None or not wanted or not (method.compiled or isinstance(method, OfficialHooks)):
+            return {}
+        from taylorseer_fx.bench.frechet import feature_space
+
+        drawn: list[torch.Tensor] = []
+        while sum(map(len, drawn)) < wanted:
+            drawn.append(runner.run(seed=len(drawn)))
+        samples = torch.cat(drawn)
+        distance = feature_space().distance(samples)
+        return {"frechet": distance, "frechet_samples": len(samples), "class_accuracy": self.judge(samples)}
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Real diffusers pipelines around a transformer of any size, without text encoders: prompts are given as embeddings.
+"""Real diffusers pipelines around a transformer of any size; without text encoders, prompts are given as embeddings.
 
 Also what the tests build their tiny pipelines from.
 """
@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from diffusers import (
     AutoencoderKL,
+    AutoencoderKLWan,
     DDIMScheduler,
     DiffusionPipeline,
     DiTPipeline,
@@ -107,9 +108,9 @@ def dit_kwargs(num_steps: int, seed: int) -> Kwargs:
     return sampling(num_steps, seed) | {"class_labels": [seed % 1000], "guidance_scale": 3.0, "output_type": "pt"}
 
 
-def flux_pipeline(transformer: nn.Module, vae: nn.Module | None = None, kind: type = FluxPipeline) -> FluxPipeline:
-    """``FluxPipeline``, or one of its kin."""
-    encoders = dict.fromkeys(("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2"))
+def flux_pipeline(transformer: nn.Module, vae: nn.Module | None = None, kind: type = FluxPipeline, **text: Any) -> FluxPipeline:
+    """``FluxPipeline``, or one of its kin; ``text`` are encoders and tokenizers."""
+    encoders = dict.fromkeys(("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")) | text
     return quiet(kind(transformer=transformer, vae=vae, scheduler=shifted_flow(), **encoders))
 
 
@@ -121,11 +122,11 @@ def flux_kwargs(
     return sampling(num_steps, seed) | prompt | {"height": size, "width": size}
 
 
-def sd3_pipeline(transformer: nn.Module) -> StableDiffusion3Pipeline:
-    """``StableDiffusion3Pipeline`` that returns latents."""
-    encoders = {f"{kind}{i}": None for kind in ("text_encoder", "tokenizer") for i in ("", "_2", "_3")}
+def sd3_pipeline(transformer: nn.Module, vae: nn.Module | None = None, **text: Any) -> StableDiffusion3Pipeline:
+    """``StableDiffusion3Pipeline``; ``text`` are encoders and tokenizers."""
+    encoders = {f"{kind}{i}": None for kind in ("text_encoder", "tokenizer") for i in ("", "_2", "_3")} | text
     scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
-    return quiet(StableDiffusion3Pipeline(transformer=transformer, vae=None, scheduler=scheduler, **encoders))
+    return quiet(StableDiffusion3Pipeline(transformer=transformer, vae=vae, scheduler=scheduler, **encoders))
 
 
 def sd3_kwargs(
@@ -136,9 +137,18 @@ def sd3_kwargs(
     return sampling(num_steps, seed) | prompts | {"guidance_scale": 3.0, "height": size, "width": size}
 
 
-def wan_pipeline(transformer: nn.Module) -> WanPipeline:
-    """``WanPipeline`` that returns latents."""
-    pipe = WanPipeline(transformer=transformer, vae=None, scheduler=wan_scheduler(), tokenizer=None, text_encoder=None)
+def tiny_wan_vae() -> nn.Module:
+    """Four latent channels, down by 8 in space and 4 in time."""
+    return randomize(
+        AutoencoderKLWan(
+            base_dim=4, z_dim=4, dim_mult=[1, 1, 1, 1], num_res_blocks=1, latents_mean=[0.0] * 4, latents_std=[1.0] * 4
+        )
+    )
+
+
+def wan_pipeline(transformer: nn.Module, vae: nn.Module | None = None) -> WanPipeline:
+    """``WanPipeline``; its text encoder's tokenizer needs another package, so prompts are given as embeddings."""
+    pipe = WanPipeline(transformer=transformer, vae=vae, scheduler=wan_scheduler(), tokenizer=None, text_encoder=None)
     return quiet(pipe)
 
 

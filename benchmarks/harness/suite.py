@@ -37,6 +37,11 @@ def main_methods() -> tuple[Method, ...]:
     return (*PLAIN, FewerSteps(compiled=True), Ours(1, "module"), Ours(1, "stack"), *_peers())
 
 
+def joint_methods() -> tuple[Method, ...]:
+    """As ``main_methods``, for models whose last block returns no text: cache-dit must be told to leave text out."""
+    return (*main_methods(), CacheDit(compiled=False, encoder=False), CacheDit(compiled=True, encoder=False))
+
+
 def few_methods() -> tuple[Method, ...]:
     """The quickest look: baselines, ours, and the two forms of the same recursion."""
     return (
@@ -72,10 +77,14 @@ def entries() -> dict[str, Entry]:
         "digits": Entry(digits, every_method),
         "dit-xl2": Entry(lambda: dit_xl2_256(num_layers=8), main_methods),
         "flux": Entry(flux, main_methods),
-        "sd3": Entry(sd3, main_methods),
+        "sd3": Entry(sd3, joint_methods),
         "wan": Entry(wan, main_methods),
-        **{name: Entry(partial(_same, workload), main_methods) for name, workload in tiny.items()},
+        **{name: Entry(partial(_same, workload), _methods_for(name)) for name, workload in tiny.items()},
     }
+
+
+def _methods_for(name: str) -> Callable[[], Sequence[Method]]:
+    return joint_methods if "stablediffusion3" in name else main_methods
 
 
 def _same(workload: PipelineWorkload) -> PipelineWorkload:

@@ -43,6 +43,7 @@ _QUALITY: tuple[_Column, ...] = (
     ("PSNR, dB", lambda row: _number(row.psnr_db, ".1f")),
     ("SSIM", lambda row: _number(row.ssim, ".4f")),
     ("class accuracy", lambda row: _number(row.class_accuracy, ".1%")),
+    ("Frechet", lambda row: _number(row.frechet, ".3f")),
 )
 _OFF: tuple[_Column, ...] = (("off full run", lambda row: _number(row.relative_l2, ".2%")),)
 

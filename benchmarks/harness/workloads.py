@@ -22,8 +22,11 @@ from taylorseer_fx.bench.pipelines import (
     flux_kwargs,
     flux_pipeline,
     randomize,
+    sampling,
     sd3_kwargs,
     sd3_pipeline,
+    tiny_vae,
+    tiny_wan_vae,
     wan_kwargs,
     wan_pipeline,
 )
@@ -236,20 +239,52 @@ def tiny_wan_transformer(image_width: int | None = None) -> nn.Module:
 
 
 def tiny_pipelines(num_steps: int = 20) -> tuple[PipelineWorkload, ...]:
-    """The real call path of four pipelines, with next to no work in it."""
+    """The real call path of four pipelines, prompt to pixels, with next to no work in it."""
     return (
         PipelineWorkload("tiny DiTPipeline", lambda: dit_pipeline(tiny_dit_transformer()), dit_kwargs, _PLAIN_BLOCKS, num_steps),
-        PipelineWorkload(
-            "tiny FluxPipeline",
-            lambda: flux_pipeline(tiny_flux_transformer()),
-            partial(flux_kwargs, size=64),
-            _FLUX_BLOCKS,
-            num_steps,
-        ),
-        PipelineWorkload(
-            "tiny StableDiffusion3Pipeline", lambda: sd3_pipeline(tiny_sd3_transformer()), sd3_kwargs, _JOINT_BLOCKS, num_steps
-        ),
-        PipelineWorkload(
-            "tiny WanPipeline", lambda: wan_pipeline(tiny_wan_transformer()), wan_kwargs, _WAN_BLOCKS, num_steps, calls_a_step=2
-        ),
+        PipelineWorkload("tiny FluxPipeline", _tiny_flux, _tiny_flux_kwargs, _FLUX_BLOCKS, num_steps),
+        PipelineWorkload("tiny StableDiffusion3Pipeline", _tiny_sd3, _tiny_sd3_kwargs, _JOINT_BLOCKS, num_steps),
+        PipelineWorkload("tiny WanPipeline", _tiny_wan, _tiny_wan_kwargs, _WAN_BLOCKS, num_steps, calls_a_step=2),
     )
+
+
+def _tiny_flux() -> DiffusionPipeline:
+    from taylorseer_fx.bench import tiny_text
+
+    text = {"text_encoder": tiny_text.clip(), "text_encoder_2": tiny_text.t5()}
+    text |= {"tokenizer": tiny_text.tokenizer(), "tokenizer_2": tiny_text.tokenizer()}
+    return flux_pipeline(tiny_flux_transformer(), tiny_vae(), **text)
+
+
+def _tiny_flux_kwargs(num_steps: int, seed: int) -> Kwargs:
+    return _prompted(num_steps, seed) | {"height": 8, "width": 8, "max_sequence_length": 8}
+
+
+def _tiny_sd3() -> DiffusionPipeline:
+    from taylorseer_fx.bench import tiny_text
+
+    half = TEXT_WIDTH // 2  # the two CLIPs side by side
+    text = {"text_encoder": tiny_text.projected_clip(half), "text_encoder_2": tiny_text.projected_clip(half)}
+    text |= {"text_encoder_3": tiny_text.t5()} | {f"tokenizer{i}": tiny_text.tokenizer() for i in ("", "_2", "_3")}
+    return sd3_pipeline(tiny_sd3_transformer(), tiny_vae(), **text)
+
+
+def _tiny_sd3_kwargs(num_steps: int, seed: int) -> Kwargs:
+    from taylorseer_fx.bench import tiny_text
+
+    guided = {"negative_prompt": tiny_text.NEGATIVE, "guidance_scale": 3.0}
+    return _prompted(num_steps, seed) | guided | {"height": 8, "width": 8, "max_sequence_length": 8}
+
+
+def _prompted(num_steps: int, seed: int) -> Kwargs:
+    from taylorseer_fx.bench import tiny_text
+
+    return sampling(num_steps, seed) | {"prompt": tiny_text.PROMPT, "output_type": "pt"}
+
+
+def _tiny_wan() -> DiffusionPipeline:
+    return wan_pipeline(tiny_wan_transformer(), tiny_wan_vae())
+
+
+def _tiny_wan_kwargs(num_steps: int, seed: int) -> Kwargs:
+    return wan_kwargs(num_steps, seed) | {"output_type": "pt"}

@@ -2,7 +2,6 @@
 
 import torch
 from diffusers import (
-    AutoencoderKLWan,
     CogVideoXDDIMScheduler,
     CogVideoXPipeline,
     CogVideoXTransformer3DModel,
@@ -26,6 +25,7 @@ from taylorseer_fx.bench.pipelines import (
     randomize,
     sampling,
     shifted_flow,
+    tiny_wan_vae,
     wan_kwargs,
     wan_pipeline,
     wan_scheduler,
@@ -43,15 +43,12 @@ def _wan_modules(transformer: nn.Module) -> list[nn.Module]:
 
 def _wan_i2v() -> WanImageToVideoPipeline:
     """The first frame enters twice: encoded among the latents, and as tokens that cross-attention adds to the text's."""
-    vae = AutoencoderKLWan(
-        base_dim=4, z_dim=4, dim_mult=[1, 1, 1, 1], num_res_blocks=1, latents_mean=[0.0] * 4, latents_std=[1.0] * 4
-    )
     encoder = CLIPVisionConfig(
         hidden_size=_IMAGE_WIDTH, num_hidden_layers=2, num_attention_heads=2, image_size=8, intermediate_size=16, patch_size=4
     )
     pipe = WanImageToVideoPipeline(
         transformer=tiny_wan_transformer(_IMAGE_WIDTH),
-        vae=randomize(vae),
+        vae=tiny_wan_vae(),
         scheduler=wan_scheduler(),
         tokenizer=None,
         text_encoder=None,

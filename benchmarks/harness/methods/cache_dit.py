@@ -12,16 +12,17 @@ INSTALL = 'pip install "taylorseer-fx[peers]"'
 
 @dataclass(frozen=True)
 class CacheDit:
-    """The first block is always executed (its least), the others by the mask."""
+    """The first block is always executed (its least), the others by the mask. ``encoder``: whether text is forecast as well."""
 
     compiled: bool
     order: int = 1
+    encoder: bool = True
     family = "cache-dit"
     caches = True
 
     @property
     def name(self) -> str:
-        return f"cache-dit, {'compiled' if self.compiled else 'eager'}"
+        return f"cache-dit{'' if self.encoder else ', not the text'}, {'compiled' if self.compiled else 'eager'}"
 
     @property
     def note(self) -> str:
@@ -29,7 +30,7 @@ class CacheDit:
 
     @property
     def counted_as(self) -> Method:
-        return CacheDit(compiled=False, order=self.order)
+        return CacheDit(compiled=False, order=self.order, encoder=self.encoder)
 
     def prepare(self, case: Case) -> Runner:
         cache_dit = _imported()
@@ -45,7 +46,9 @@ class CacheDit:
                 steps_computation_policy="static",
                 num_inference_steps=case.num_steps,
             ),
-            calibrator_config=cache_dit.TaylorSeerCalibratorConfig(taylorseer_order=self.order),
+            calibrator_config=cache_dit.TaylorSeerCalibratorConfig(
+                taylorseer_order=self.order, enable_encoder_calibrator=self.encoder
+            ),
         )
         return compile_transformer(runner) if self.compiled else runner
 
@@ -57,6 +60,8 @@ def _imported() -> ModuleType:
             import cache_dit
     except ModuleNotFoundError as error:
         raise NotInstalledError(f"{error.name} is missing: {INSTALL}") from error
-    logging.getLogger("cache_dit").setLevel(logging.ERROR)
+    for name in list(logging.root.manager.loggerDict):  # each of its modules has a level of its own
+        if name.startswith("cache_dit"):
+            logging.getLogger(name).setLevel(logging.ERROR)
     module: ModuleType = cache_dit
     return module
