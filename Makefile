@@ -3,7 +3,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PYTHON ?= python3.11
 
-.PHONY: demo test lint types bench wheel clean
+.PHONY: demo test lint types bench benchmarks wheel clean
 
 demo: $(VENV)/installed
 	$(BIN)/taylorseer-fx demo
@@ -18,7 +18,10 @@ lint: $(VENV)/installed
 types: $(VENV)/installed
 	$(BIN)/mypy
 
-bench: $(VENV)/installed
+bench: $(VENV)/peers
+	$(BIN)/taylorseer-fx bench
+
+benchmarks: $(VENV)/installed
 	$(BIN)/pytest benchmarks --benchmark-only
 
 wheel: $(VENV)/installed
@@ -28,6 +31,10 @@ wheel: $(VENV)/installed
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+$(VENV)/peers: $(VENV)/installed
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,peers]'
 	touch $@
 
 clean:

@@ -6,6 +6,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from taylorseer_fx.bench import claims_report
+from taylorseer_fx.bench.claims_report import Claims
+from taylorseer_fx.bench.results import Report, WorkloadResult
+from taylorseer_fx.bench.tables import machine
 from taylorseer_fx.demo.results import HEADINGS, Row
 from taylorseer_fx.text import format_bytes
 
@@ -20,7 +24,7 @@ def with_tables(text: str, results: Path) -> str:
     """``text`` with every table made anew."""
     for name, render in _TABLES.items():
         path = results / f"{name}.json"
-        content = render(json.loads(path.read_text())) if path.exists() or name not in _WITHOUT else _WITHOUT[name]
+        content = render(json.loads(path.read_text())) if path.exists() else _WITHOUT.get(name, "Not recorded yet.")
         begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
         block = f"{begin}\n{content}\n{end}"
         text, count = re.subn(re.escape(begin) + ".*?" + re.escape(end), lambda _, block=block: block, text, flags=re.DOTALL)
@@ -174,5 +178,77 @@ def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in (header, rule, *rows))
 
 
-_TABLES: dict[str, Callable[[dict[str, Any]], str]] = {"demo": _demo, "benchmarks": _benchmarks, "gpu": _gpu}
 _WITHOUT = {"gpu": "Not measured on a GPU yet. `python -m benchmarks.gpu` does it, in ten minutes on one large GPU."}
+
+_COLUMNS = (
+    "",
+    "full steps",
+    "speed-up over torch.compile",
+    "of its ceiling",
+    "PSNR, dB",
+    "kept between steps",
+    "graphs, breaks, recompiles",
+)
+
+
+def _comparison(source: dict[str, Any]) -> str:
+    report = Report.from_json(json.dumps(source))
+    trained = [result for result in report.workloads if result.trained]
+    parts = [_trained(result) for result in trained]
+    rows = [(*_geometry(result), result.verdict) for result in report.workloads if not result.trained]
+    if rows:
+        parts.append(_markdown(("random weights", "off its full run: ours / fewer steps", "speed"), rows))
+    return "\n\n".join([*parts, machine(report)])
+
+
+def _trained(result: WorkloadResult) -> str:
+    """Compiled rows, and the official recursion, which is eager; ours up to order 2."""
+    shown = [row for row in result.rows if row.compiled or row.family.startswith("official")]
+    shown = [row for row in shown if not row.method.startswith("ours") or row.method[-1] in "012"]
+    rows = []
+    for row in shown:
+        idle = "" if row.counts else f" ({row.status})"
+        rows.append(
+            (
+                row.method + idle,
+                f"{len(row.full_steps)} of {row.num_steps}" if row.num_steps else "-",
+                f"{row.speedup:.2f}x" if row.counts and row.speedup else "-",
+                f"{row.realised:.0%}" if row.counts and row.realised else "-",
+                f"{row.psnr_db:.1f}" if row.psnr_db is not None else "-",
+                format_bytes(row.held_bytes) if row.held_bytes is not None else "-",
+                f"{row.graphs}, {row.graph_breaks}, {row.recompiles}" if row.graphs else "-",
+            )
+        )
+    steps = ", ".join(map(str, result.schedule))
+    intro = f"{result.workload}, {result.num_steps} steps, of which {steps} in full:"
+    return f"{intro}\n\n{_markdown(_COLUMNS, rows)}\n\n{result.verdict}"
+
+
+def _geometry(result: WorkloadResult) -> tuple[str, str]:
+    ours = [row.relative_l2 for row in result.rows if row.counts and row.family == "ours, module" and row.relative_l2 is not None]
+    fewer = [row.relative_l2 for row in result.rows if row.counts and row.family == "fewer steps" and row.relative_l2 is not None]
+    off = f"{min(ours):.1%} / {min(fewer):.1%}" if ours and fewer else "-"
+    return result.workload + (f" ({result.reduced})" if result.reduced else ""), off
+
+
+def _published(source: dict[str, Any]) -> str:
+    columns = ("model", "setting", "published", "counted")
+    return _markdown(("", *columns[1:]), [[row[name] for name in columns] for row in source["rows"]])
+
+
+def _claims(source: dict[str, Any]) -> str:
+    claims = Claims(source)
+    psnr = claims_report.table(claims, "psnr_db", ".1f")
+    frechet = claims_report.table(claims, "frechet_of_first_500", ".2f")
+    tables = ("PSNR against the run in full, dB:", psnr, "Frechet distance from the real digits:", frechet)
+    return "\n\n".join([*tables, claims_report.verdict(claims)])
+
+
+_TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
+    "demo": _demo,
+    "benchmarks": _benchmarks,
+    "gpu": _gpu,
+    "comparison": _comparison,
+    "claims": _claims,
+    "published": _published,
+}

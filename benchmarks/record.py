@@ -1,6 +1,7 @@
-"""Run the benchmarks and the demo, keep what they measured in ``benchmarks/results``, and write it into the README.
+"""Run benchmarks, demo and comparison, keep what they measured in ``benchmarks/results``, and write it into the README.
 
-python -m benchmarks.record [steps] [demo] [readme]
+python -m benchmarks.record [steps] [demo] [comparison] [published] [readme]
+python -m benchmarks.record claims [--samples 2000] [--cells N]       hours; goes on where it was broken off
 """
 
 import argparse
@@ -16,9 +17,16 @@ from typing import Any
 import torch
 
 from benchmarks.readme import update_readme
+from taylorseer_fx.bench import claims_report
+from taylorseer_fx.bench.claims import Sampler, run_claims
+from taylorseer_fx.bench.main import write_documents
+from taylorseer_fx.bench.plan_command import published
+from taylorseer_fx.bench.results import Report, cpu_name
+from taylorseer_fx.bench.suite import DEFAULT
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
+COMPARED = (*DEFAULT, "flux", "sd3", "wan")
 
 
 def record_benchmarks() -> None:
@@ -48,26 +56,68 @@ def record_demo() -> None:
         _write("demo.json", json.loads(table.read_text()))
 
 
+def record_comparison() -> None:
+    """The comparison on every workload, each in a process of its own, so that memory of one is not there in the next."""
+    workloads, machine = [], {}
+    for name in COMPARED:
+        with tempfile.TemporaryDirectory() as folder:
+            command = [sys.executable, "-m", "taylorseer_fx.cli", "bench", name, "--warm-start", "--out", folder]
+            command += ["--samples", "2000"] if name == "digits" else []
+            subprocess.run(command, cwd=ROOT, check=True)
+            report = Report.from_json((Path(folder) / "comparison.json").read_text())
+        workloads += report.workloads
+        machine = report.machine
+        so_far = Report(tuple(workloads), machine)
+        (RESULTS / "comparison.json").write_text(so_far.to_json())
+        write_documents(so_far, ROOT / "docs" / "comparison")
+
+
+def record_claims(num_samples: int, limit: int | None) -> None:
+    """The paper's claims in kind, on the digits model."""
+
+    def say(number: int, total: int, key: str) -> None:
+        print(f"{datetime.datetime.now():%H:%M:%S}  {number + 1} of {total}  {key}", flush=True)
+
+    done = run_claims(RESULTS / "claims.json", num_samples, Sampler(), say, limit)
+    content = json.loads((RESULTS / "claims.json").read_text())
+    folder = ROOT / "docs" / "comparison"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "claims.md").write_text(f"# The paper's claims in kind\n\n{claims_report.markdown(content)}\n")
+    claims_report.save_picture(content, folder / "claims.png")
+    print("all cells are done" if done else "cells are missing: run it again")
+
+
+def record_published() -> None:
+    """The paper's FLOPs columns, counted anew."""
+    columns = ("model", "setting", "published", "counted")
+    _write("published.json", {"rows": [dict(zip(columns, row, strict=True)) for row in published()]})
+
+
 def _write(name: str, content: dict[str, Any]) -> None:
-    machine = {"cpu": _cpu_name(), "threads": torch.get_num_threads(), "python": platform.python_version()}
+    machine = {"cpu": cpu_name(), "threads": torch.get_num_threads(), "python": platform.python_version()}
     header = {"date": datetime.datetime.now(datetime.UTC).date().isoformat(), "torch": torch.__version__, **machine}
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / name).write_text(json.dumps({**header, **content}, indent=2) + "\n")
 
 
-def _cpu_name() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []:
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor()
-
-
 def main() -> None:
-    parts = {"steps": record_benchmarks, "demo": record_demo, "readme": lambda: update_readme(ROOT)}
+    parts = {
+        "steps": record_benchmarks,
+        "demo": record_demo,
+        "comparison": record_comparison,
+        "published": record_published,
+        "readme": lambda: update_readme(ROOT),
+    }
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", choices=[*parts, []], default=list(parts), metavar="part")
-    for part in parser.parse_args().parts:
-        parts[part]()
+    parser.add_argument("parts", nargs="*", choices=[*parts, "claims", []], default=list(parts), metavar="part")
+    parser.add_argument("--samples", type=int, default=2000, help="of each of the main cells of claims (default: %(default)s)")
+    parser.add_argument("--cells", type=int, help="of claims, at most so many in this run")
+    args = parser.parse_args()
+    for part in args.parts:
+        if part == "claims":
+            record_claims(args.samples, args.cells)
+        else:
+            parts[part]()
 
 
 if __name__ == "__main__":

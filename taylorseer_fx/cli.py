@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from taylorseer_fx.version import __version__
@@ -13,27 +13,106 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="taylorseer-fx", description="Forecast most steps of a Diffusion Transformer.")
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", required=True)
+    for add in (_add_demo, _add_plan, _add_bench):
+        add(commands)
+    args = parser.parse_args(argv)
+    run: Callable[[argparse.Namespace], int] = args.run
+    try:
+        return run(args)
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] == "taylorseer_fx":
+            raise
+        print(f'taylorseer-fx {args.command} needs {error.name}: pip install "taylorseer-fx[demo]"', file=sys.stderr)
+        return 1
+
+
+def _add_demo(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     demo = commands.add_parser("demo", help="generate digits three ways, and show time and pictures side by side")
     demo.add_argument("--quick", action="store_true", help="fewer pictures and steps")
     demo.add_argument(
         "--out", type=Path, default=Path("taylorseer-demo.png"), help="where the picture goes (default: %(default)s)"
     )
     demo.add_argument("--json", type=Path, help="where to write the measured numbers as well")
-    args = parser.parse_args(argv)
-    return _demo(args.quick, args.out, args.json)
+    demo.set_defaults(run=_demo)
 
 
-def _demo(quick: bool, out: Path, json_out: Path | None) -> int:
-    try:
-        from rich.console import Console
+def _demo(args: argparse.Namespace) -> int:
+    from rich.console import Console
 
-        from taylorseer_fx.demo.main import run_demo
-        from taylorseer_fx.demo.runs import DemoConfig
-    except ModuleNotFoundError as error:
-        print(f'taylorseer-fx demo needs {error.name}: pip install "taylorseer-fx[demo]"', file=sys.stderr)
-        return 1
-    run_demo(DemoConfig(num_steps=20, rows=1) if quick else DemoConfig(), out, Console(), json_out)
+    from taylorseer_fx.demo.main import run_demo
+    from taylorseer_fx.demo.runs import DemoConfig
+
+    run_demo(DemoConfig(num_steps=20, rows=1) if args.quick else DemoConfig(), args.out, Console(), args.json)
     return 0
+
+
+def _add_plan(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    plan = commands.add_parser("plan", help="what forecasting saves and costs on a full-size model, without weights or GPU")
+    plan.add_argument("model", nargs="?", help="a name of --list")
+    plan.add_argument("--list", action="store_true", dest="list_models", help="the models known by name")
+    plan.add_argument("--steps", type=int, help="denoising steps (default: what the model's pipeline defaults to)")
+    plan.add_argument("--interval", type=int, default=5, help="default: %(default)s")
+    plan.add_argument("--warmup", type=int, default=3, help="default: %(default)s")
+    plan.set_defaults(run=_plan)
+
+
+def _plan(args: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from taylorseer_fx.bench.geometries import GEOMETRIES
+    from taylorseer_fx.bench.plan_command import PlanSettings, list_models, print_plan
+    from taylorseer_fx.errors import ConfigError
+
+    if args.list_models:
+        list_models(Console())
+        return 0
+    if args.model not in GEOMETRIES:
+        return _unknown("model", args.model, list(GEOMETRIES))
+    try:
+        settings = PlanSettings(args.steps, args.interval, args.warmup)
+        print_plan(args.model, settings, Console())
+    except ConfigError as error:
+        print(f"taylorseer-fx plan: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _add_bench(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    bench = commands.add_parser("bench", help="compare with torch.compile, fewer steps and other caches: time, memory, fidelity")
+    bench.add_argument(
+        "workloads", nargs="*", metavar="workload", help="digits dit-xl2 flux sd3 wan tiny-... (default: digits dit-xl2)"
+    )
+    bench.add_argument("--methods", choices=("all", "few"), default="all", help="default: %(default)s")
+    bench.add_argument("--rounds", type=int, default=3, help="of a run each of baseline and method (default: %(default)s)")
+    bench.add_argument("--warm-start", action="store_true", help="also the seconds of a first run with warm caches")
+    bench.add_argument(
+        "--samples", type=int, default=0, help="digits: pictures a method for the Frechet distance (default: none)"
+    )
+    bench.add_argument("--out", type=Path, default=Path("taylorseer-bench"), help="folder of the report (default: %(default)s)")
+    bench.set_defaults(run=_bench)
+
+
+def _bench(args: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from taylorseer_fx.bench.main import run_bench
+    from taylorseer_fx.bench.measure import MeasureSettings
+    from taylorseer_fx.bench.suite import DEFAULT, entries
+
+    unknown = [name for name in args.workloads if name not in entries()]
+    if unknown:
+        return _unknown("workload", unknown[0], list(entries()))
+    if args.rounds < 1:
+        print(f"taylorseer-fx bench: --rounds must be at least 1, got {args.rounds}", file=sys.stderr)
+        return 2
+    settings = MeasureSettings(args.rounds, args.warm_start, args.samples)
+    run_bench(args.workloads or DEFAULT, settings, args.out, Console(), args.methods)
+    return 0
+
+
+def _unknown(what: str, got: str | None, known: Sequence[str]) -> int:
+    print(f"taylorseer-fx: {what} must be one of {', '.join(known)}, got {got!r}", file=sys.stderr)
+    return 2
 
 
 if __name__ == "__main__":

@@ -1,4 +1,7 @@
-"""``plan``: what forecasting would save on a model and what it would cost, without running it. Works on the meta device."""
+"""``plan``: what forecasting would save on a model and what it would cost, without running it. Works on the meta device.
+
+Tracing a full-size model takes most of the time, so ``plan_each`` counts any number of settings on one trace.
+"""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -82,24 +85,40 @@ def plan(
         NoRegionsError: the model holds no attention or MLP to forecast.
         torch._dynamo.exc.Unsupported: the model breaks the graph, so that it can't be counted as a whole; says where.
     """
+    config = BackendConfig(order=order, interval=interval, warmup=warmup, granularity=granularity, buffer_dtype=buffer_dtype)
+    (only,) = plan_each(model, inputs, [config], num_steps)
+    return only
+
+
+def plan_each(
+    model: nn.Module, inputs: Mapping[str, Any] | Sequence[Any], configs: Sequence[BackendConfig], num_steps: int = 50
+) -> list[Plan]:
+    """As ``plan``, for each of ``configs`` on one trace of the model.
+
+    Raises:
+        What ``plan`` raises.
+    """
     if isinstance(num_steps, bool) or not isinstance(num_steps, int) or num_steps < 1:
         raise ConfigError("num_steps", "an int of at least 1", num_steps)
-    config = BackendConfig(order=order, interval=interval, warmup=warmup, granularity=granularity, buffer_dtype=buffer_dtype)
-    recorder = _Recorder(config)
+    recorder = _Recorder(configs)
     compiled = torch.compile(model, backend=recorder, fullgraph=True, dynamic=False)
     with torch.no_grad(), _planning():
         compiled(**inputs) if isinstance(inputs, Mapping) else compiled(*inputs)
-    if not recorder.reports:
+    if not any(recorder.reports):
         raise NoRegionsError(f"nothing to forecast in {type(model).__name__}: found no residual add around attention or an MLP")
+    return [_plan(config, reports, num_steps) for config, reports in zip(configs, recorder.reports, strict=True)]
+
+
+def _plan(config: BackendConfig, reports: Sequence[Report], num_steps: int) -> Plan:
     return Plan(
         num_steps=num_steps,
-        order=order,
+        order=config.order,
         full_steps=tuple(config.schedule.full_steps_of(num_steps)),
-        flops_full=sum(report.flops["full"] for report in recorder.reports),
-        flops_forecast=sum(report.flops["forecast"] for report in recorder.reports),
-        buffer_bytes=sum(report.buffer_bytes for report in recorder.reports),
-        regions=tuple(region for report in recorder.reports for region in report.regions),
-        reports=tuple(recorder.reports),
+        flops_full=sum(report.flops["full"] for report in reports),
+        flops_forecast=sum(report.flops["forecast"] for report in reports),
+        buffer_bytes=sum(report.buffer_bytes for report in reports),
+        regions=tuple(region for report in reports for region in report.regions),
+        reports=tuple(reports),
     )
 
 
@@ -120,11 +139,13 @@ _TRACE_OPTIONS = {"joint_graph_constant_folding": False}
 
 
 class _Recorder:
-    """A backend that runs the passes, keeps the reports, and returns outputs of the right shapes with nothing in them."""
+    """A backend that runs the passes, keeps the reports of each of ``configs``, and returns outputs of the right shapes with
+    nothing in them.
+    """
 
-    def __init__(self, config: BackendConfig) -> None:
-        self.config = config
-        self.reports: list[Report] = []
+    def __init__(self, configs: Sequence[BackendConfig]) -> None:
+        self.configs = configs
+        self.reports: list[list[Report]] = [[] for _ in configs]
 
     def __call__(self, gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
         return trace_and_compile(gm, example_inputs, self._record, _TRACE_OPTIONS)
@@ -132,9 +153,10 @@ class _Recorder:
     def _record(
         self, traced: fx.GraphModule, _inputs: Sequence[Any], static_inputs: Sequence[int], _compile_graph: CompileGraph
     ) -> BoxedCallable:
-        result = run_passes(traced, static_inputs, self.config.storage, self.config.selection)
-        if result.guarded is not None:
-            self.reports.append(describe_graph(result, self.config))
+        for config, reports in zip(self.configs, self.reports, strict=True):
+            result = run_passes(traced, static_inputs, config.storage, config.selection)
+            if result.guarded is not None:
+                reports.append(describe_graph(result, config))
         return _Outputs(fx.map_arg(outputs(traced.graph), lambda node: node.meta["val"]))
 
 

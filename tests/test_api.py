@@ -37,6 +37,14 @@ def test_folders_are_imported_under_one_name(name):
     assert f"taylorseer_fx.{name}" in sys.modules
 
 
+def test_harness_is_imported_under_one_name():
+    """It lies in ``benchmarks/harness``, and is a part of the package."""
+    import taylorseer_fx.bench.workloads
+
+    assert "benchmarks.harness" not in sys.modules
+    assert taylorseer_fx.bench.workloads.__name__ == "taylorseer_fx.bench.workloads"
+
+
 def test_registered_with_dynamo():
     assert "taylorseer" in torch._dynamo.list_backends()
 

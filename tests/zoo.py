@@ -15,6 +15,8 @@ from diffusers import DiTTransformer2DModel, FluxTransformer2DModel, PixArtTrans
 from diffusers.models.attention_dispatch import AttentionBackendName, _AttentionBackendRegistry
 from torch import Tensor, nn
 
+from taylorseer_fx.bench.pipelines import noise, randomize
+
 Inputs = dict[str, Any]
 
 
@@ -35,16 +37,6 @@ class ZooModel:
     num_features: int
 
 
-def randomize(model: nn.Module, dtype: torch.dtype = torch.float32, seed: int = 0) -> nn.Module:
-    """Every parameter a small random number (norm weights: around one), in eval mode and without gradients."""
-    generator = torch.Generator().manual_seed(seed)
-    for name, parameter in model.named_parameters():
-        noise = 0.15 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
-        is_norm_scale = parameter.dim() == 1 and name.endswith("weight")
-        parameter.data = noise + 1.0 if is_norm_scale else noise
-    return nn.Module.to(model, dtype).eval().requires_grad_(False)  # not the model's own: diffusers' talks about dtypes
-
-
 def smooth(shape: tuple[int, ...], step: float, seed: int, dtype: torch.dtype) -> Tensor:
     """A tensor that moves smoothly with the step, from one noise tensor through others."""
     generator = torch.Generator().manual_seed(1000 + seed)
@@ -61,10 +53,6 @@ def attention_backend_kept() -> Iterator[None]:
         yield
     finally:
         _AttentionBackendRegistry.set_active_backend(AttentionBackendName(before))
-
-
-def noise(shape: tuple[int, ...], seed: int, dtype: torch.dtype) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(2000 + seed), dtype=torch.float64).to(dtype)
 
 
 def dit(dtype: torch.dtype = torch.float32, head_dim: int = 8, size: int = 8) -> ZooModel:

@@ -30,7 +30,8 @@ def sample_digits(
         denoiser: a ``DiTTransformer2DModel``, compiled or not.
         labels: int64 ``[n]``, classes 0 to 9.
         num_steps: DDIM steps.
-        guidance_scale: classifier-free guidance weight; 1 is plain conditional sampling.
+        guidance_scale: classifier-free guidance weight; 1 is plain conditional sampling, for which the denoiser is not asked
+            about pictures of no class at all.
         seed: of the starting noise.
 
     Returns:
@@ -47,12 +48,14 @@ def denoising_steps(
     scheduler = build_scheduler()
     scheduler.set_timesteps(num_steps)
     latents = torch.randn(len(labels), 1, 8, 8, generator=torch.Generator().manual_seed(seed))
-    class_labels = torch.cat([labels, torch.full_like(labels, NULL_CLASS)])
+    has_guidance = guidance_scale != 1
+    class_labels = torch.cat([labels, torch.full_like(labels, NULL_CLASS)]) if has_guidance else labels
     for t in scheduler.timesteps:
-        both = torch.cat([latents, latents])
+        model_input = torch.cat([latents, latents]) if has_guidance else latents
         with torch.no_grad():
-            noise = denoiser(both, timestep=t.expand(len(both)), class_labels=class_labels, return_dict=False)[0]
-        cond, uncond = noise.chunk(2)
-        guided = uncond + guidance_scale * (cond - uncond)
-        latents = scheduler.step(guided, t, latents, return_dict=False)[0]
+            noise = denoiser(model_input, timestep=t.expand(len(model_input)), class_labels=class_labels, return_dict=False)[0]
+        if has_guidance:
+            cond, uncond = noise.chunk(2)
+            noise = uncond + guidance_scale * (cond - uncond)
+        latents = scheduler.step(noise, t, latents, return_dict=False)[0]
         yield latents

@@ -2,15 +2,11 @@
 
 import torch
 from diffusers import (
-    DDIMScheduler,
-    DiTPipeline,
-    DiTTransformer2DModel,
     DPMSolverMultistepScheduler,
     FlowMatchEulerDiscreteScheduler,
     FluxImg2ImgPipeline,
     FluxKontextPipeline,
     FluxPipeline,
-    FluxTransformer2DModel,
     Lumina2Pipeline,
     Lumina2Transformer2DModel,
     PixArtAlphaPipeline,
@@ -19,96 +15,50 @@ from diffusers import (
     QwenImageTransformer2DModel,
     SanaPipeline,
     SanaTransformer2DModel,
-    SD3Transformer2DModel,
-    StableDiffusion3Pipeline,
     ZImagePipeline,
     ZImageTransformer2DModel,
 )
 from torch import Tensor, nn
 
-from tests.pipelines.zoo import (
+from taylorseer_fx.bench.pipelines import (
     TEXT_LENGTH,
     TEXT_WIDTH,
     Kwargs,
-    PipelineCase,
     both_pooled,
     both_prompts,
-    plain_blocks,
-    pooled,
+    dit_kwargs,
+    dit_pipeline,
+    flux_kwargs,
+    flux_pipeline,
     quiet,
+    randomize,
     sampling,
+    sd3_kwargs,
+    sd3_pipeline,
     shifted_flow,
     text,
-    text_mask,
     tiny_vae,
 )
-from tests.zoo import randomize
+from taylorseer_fx.bench.workloads import tiny_dit_transformer, tiny_flux_transformer, tiny_sd3_transformer
+from tests.pipelines.zoo import PipelineCase, plain_blocks, text_mask
 
 
-def _dit() -> DiTPipeline:
-    transformer = DiTTransformer2DModel(
-        num_attention_heads=2,
-        attention_head_dim=8,
-        in_channels=4,
-        out_channels=8,
-        num_layers=2,
-        sample_size=8,
-    )
-    scheduler = DDIMScheduler(clip_sample=False)
-    return quiet(DiTPipeline(transformer=randomize(transformer), vae=tiny_vae(), scheduler=scheduler))
-
-
-def _dit_kwargs(num_steps: int, seed: int) -> Kwargs:
-    """The only pipeline here that cannot return latents."""
-    return sampling(num_steps, seed) | {"class_labels": [seed % 1000], "guidance_scale": 3.0, "output_type": "pt"}
-
-
-def _flux_transformer(guidance_embeds: bool) -> nn.Module:
-    transformer = FluxTransformer2DModel(
-        patch_size=1,
-        in_channels=16,
-        num_layers=2,
-        num_single_layers=2,
-        attention_head_dim=8,
-        num_attention_heads=2,
-        joint_attention_dim=TEXT_WIDTH,
-        pooled_projection_dim=TEXT_WIDTH,
-        axes_dims_rope=(2, 2, 4),
-        guidance_embeds=guidance_embeds,
-    )
-    return randomize(transformer)
-
-
-def _flux(pipeline: type, guidance_embeds: bool = True) -> FluxPipeline:
-    return quiet(
-        pipeline(
-            transformer=_flux_transformer(guidance_embeds),
-            vae=tiny_vae(),
-            scheduler=shifted_flow(),
-            text_encoder=None,
-            tokenizer=None,
-            text_encoder_2=None,
-            tokenizer_2=None,
-        )
-    )
+def _flux(kind: type, guidance_embeds: bool = True) -> FluxPipeline:
+    """With a VAE, which those that begin with a picture need."""
+    return flux_pipeline(tiny_flux_transformer(guidance_embeds), tiny_vae(), kind)
 
 
 def _picture(seed: int) -> Tensor:
     return torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(300 + seed))
 
 
-def _flux_kwargs(num_steps: int, seed: int) -> Kwargs:
-    prompt = {"prompt_embeds": text(seed), "pooled_prompt_embeds": pooled(seed)}
-    return sampling(num_steps, seed) | prompt | {"height": 8, "width": 8}
-
-
 def _flux_cfg_kwargs(num_steps: int, seed: int) -> Kwargs:
-    return _flux_kwargs(num_steps, seed) | both_prompts(seed) | both_pooled(seed) | {"true_cfg_scale": 2.0}
+    return flux_kwargs(num_steps, seed) | both_prompts(seed) | both_pooled(seed) | {"true_cfg_scale": 2.0}
 
 
 def _flux_img2img_kwargs(num_steps: int, seed: int) -> Kwargs:
     """Half the strength runs the second half of the schedule."""
-    return _flux_kwargs(2 * num_steps, seed) | {"image": _picture(seed), "strength": 0.5}
+    return flux_kwargs(2 * num_steps, seed) | {"image": _picture(seed), "strength": 0.5}
 
 
 def _flux_kontext_kwargs(num_steps: int, seed: int) -> Kwargs:
@@ -118,30 +68,6 @@ def _flux_kontext_kwargs(num_steps: int, seed: int) -> Kwargs:
 def _flux_modules(transformer: nn.Module) -> list[nn.Module]:
     double = [module for block in transformer.transformer_blocks for module in (block.attn, block.ff, block.ff_context)]
     return double + [block.proj_out for block in transformer.single_transformer_blocks]
-
-
-def _sd3() -> StableDiffusion3Pipeline:
-    transformer = SD3Transformer2DModel(
-        sample_size=8,
-        patch_size=2,
-        in_channels=4,
-        num_layers=2,
-        attention_head_dim=8,
-        num_attention_heads=2,
-        caption_projection_dim=16,
-        joint_attention_dim=TEXT_WIDTH,
-        pooled_projection_dim=TEXT_WIDTH,
-        out_channels=4,
-        pos_embed_max_size=12,
-    )
-    encoders = {f"{kind}{i}": None for kind in ("text_encoder", "tokenizer") for i in ("", "_2", "_3")}
-    scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
-    pipe = StableDiffusion3Pipeline(transformer=randomize(transformer), vae=None, scheduler=scheduler, **encoders)
-    return quiet(pipe)
-
-
-def _sd3_kwargs(num_steps: int, seed: int) -> Kwargs:
-    return sampling(num_steps, seed) | both_prompts(seed) | both_pooled(seed) | {"guidance_scale": 3.0, "height": 64, "width": 64}
 
 
 def _sd3_modules(transformer: nn.Module) -> list[nn.Module]:
@@ -294,12 +220,12 @@ def _z_image_modules(transformer: nn.Module) -> list[nn.Module]:
 
 
 CASES = (
-    PipelineCase("dit", _dit, _dit_kwargs, plain_blocks, "batched"),
-    PipelineCase("flux", lambda: _flux(FluxPipeline), _flux_kwargs, _flux_modules, "none"),
+    PipelineCase("dit", lambda: dit_pipeline(tiny_dit_transformer()), dit_kwargs, plain_blocks, "batched"),
+    PipelineCase("flux", lambda: _flux(FluxPipeline), flux_kwargs, _flux_modules, "none"),
     PipelineCase("flux-true-cfg", lambda: _flux(FluxPipeline, False), _flux_cfg_kwargs, _flux_modules, "serial"),
     PipelineCase("flux-img2img", lambda: _flux(FluxImg2ImgPipeline), _flux_img2img_kwargs, _flux_modules, "none"),
     PipelineCase("flux-kontext", lambda: _flux(FluxKontextPipeline), _flux_kontext_kwargs, _flux_modules, "serial"),
-    PipelineCase("sd3", _sd3, _sd3_kwargs, _sd3_modules, "batched"),
+    PipelineCase("sd3", lambda: sd3_pipeline(tiny_sd3_transformer()), sd3_kwargs, _sd3_modules, "batched"),
     PipelineCase("pixart", _pixart, _pixart_kwargs, plain_blocks, "batched"),
     PipelineCase("qwen-image", _qwen, _qwen_kwargs, _qwen_modules, "serial"),
     PipelineCase("sana", _sana, _sana_kwargs, plain_blocks, "batched"),

@@ -2,7 +2,6 @@
 
 import torch
 from diffusers import (
-    AutoencoderKLWan,
     CogVideoXDDIMScheduler,
     CogVideoXPipeline,
     CogVideoXTransformer3DModel,
@@ -11,62 +10,31 @@ from diffusers import (
     HunyuanVideoTransformer3DModel,
     LTXPipeline,
     LTXVideoTransformer3DModel,
-    UniPCMultistepScheduler,
     WanImageToVideoPipeline,
-    WanPipeline,
-    WanTransformer3DModel,
 )
 from torch import nn
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel
 
-from tests.pipelines.zoo import (
+from taylorseer_fx.bench.pipelines import (
     TEXT_LENGTH,
     TEXT_WIDTH,
     Kwargs,
-    PipelineCase,
     both_pooled,
     both_prompts,
-    plain_blocks,
     quiet,
+    randomize,
     sampling,
     shifted_flow,
-    text_mask,
+    tiny_wan_vae,
+    wan_kwargs,
+    wan_pipeline,
+    wan_scheduler,
 )
-from tests.zoo import randomize
+from taylorseer_fx.bench.workloads import tiny_wan_transformer
+from tests.pipelines.zoo import PipelineCase, plain_blocks, text_mask
 
 _SIZE = {"height": 64, "width": 64, "num_frames": 5}
 _IMAGE_WIDTH = 8
-
-
-def _wan_transformer(image: bool = False) -> nn.Module:
-    transformer = WanTransformer3DModel(
-        patch_size=(1, 2, 2),
-        num_attention_heads=2,
-        attention_head_dim=12,
-        in_channels=12 if image else 4,
-        out_channels=4,
-        text_dim=TEXT_WIDTH,
-        freq_dim=32,
-        ffn_dim=48,
-        num_layers=2,
-        rope_max_seq_len=32,
-        image_dim=_IMAGE_WIDTH if image else None,
-        added_kv_proj_dim=24 if image else None,
-    )
-    return randomize(transformer)
-
-
-def _wan_scheduler() -> UniPCMultistepScheduler:
-    return UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0)
-
-
-def _wan() -> WanPipeline:
-    pipe = WanPipeline(transformer=_wan_transformer(), vae=None, scheduler=_wan_scheduler(), tokenizer=None, text_encoder=None)
-    return quiet(pipe)
-
-
-def _wan_kwargs(num_steps: int, seed: int) -> Kwargs:
-    return sampling(num_steps, seed) | both_prompts(seed) | {"guidance_scale": 3.0} | _SIZE
 
 
 def _wan_modules(transformer: nn.Module) -> list[nn.Module]:
@@ -75,16 +43,13 @@ def _wan_modules(transformer: nn.Module) -> list[nn.Module]:
 
 def _wan_i2v() -> WanImageToVideoPipeline:
     """The first frame enters twice: encoded among the latents, and as tokens that cross-attention adds to the text's."""
-    vae = AutoencoderKLWan(
-        base_dim=4, z_dim=4, dim_mult=[1, 1, 1, 1], num_res_blocks=1, latents_mean=[0.0] * 4, latents_std=[1.0] * 4
-    )
     encoder = CLIPVisionConfig(
         hidden_size=_IMAGE_WIDTH, num_hidden_layers=2, num_attention_heads=2, image_size=8, intermediate_size=16, patch_size=4
     )
     pipe = WanImageToVideoPipeline(
-        transformer=_wan_transformer(image=True),
-        vae=randomize(vae),
-        scheduler=_wan_scheduler(),
+        transformer=tiny_wan_transformer(_IMAGE_WIDTH),
+        vae=tiny_wan_vae(),
+        scheduler=wan_scheduler(),
         tokenizer=None,
         text_encoder=None,
         image_encoder=randomize(CLIPVisionModel(encoder)),
@@ -95,7 +60,7 @@ def _wan_i2v() -> WanImageToVideoPipeline:
 
 def _wan_i2v_kwargs(num_steps: int, seed: int) -> Kwargs:
     image = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(300 + seed))
-    return _wan_kwargs(num_steps, seed) | {"image": image}
+    return wan_kwargs(num_steps, seed) | {"image": image}
 
 
 def _hunyuan() -> HunyuanVideoPipeline:
@@ -178,7 +143,7 @@ def _cogvideox_kwargs(num_steps: int, seed: int) -> Kwargs:
 
 
 CASES = (
-    PipelineCase("wan", _wan, _wan_kwargs, _wan_modules, "serial"),
+    PipelineCase("wan", lambda: wan_pipeline(tiny_wan_transformer()), wan_kwargs, _wan_modules, "serial"),
     PipelineCase("wan-i2v", _wan_i2v, _wan_i2v_kwargs, _wan_modules, "serial"),
     PipelineCase("hunyuan-video", _hunyuan, _hunyuan_kwargs, _hunyuan_modules, "serial"),
     PipelineCase("ltx", _ltx, _ltx_kwargs, plain_blocks, "batched"),

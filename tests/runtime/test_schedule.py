@@ -26,7 +26,7 @@ LENGTHS = st.integers(1, 120)
     ],
 )
 def test_published_tables(interval, warmup, expected):
-    """50 steps, as METHOD.md lists them."""
+    """50 steps, as the official code for FLUX executes them."""
     assert Schedule(interval, warmup).full_steps_of(50) == expected
 
 

@@ -203,7 +203,7 @@ class TestForecasts:
 
     @pytest.mark.parametrize(("distance", "off"), [(1, -5.0), (2, -10.0), (3, -15.0), (4, -20.0)])
     def test_a_parabola_is_off_by_what_the_method_says(self, distance, off):
-        """METHOD.md: on f(t) = t**2 with gap 5, order 2 is off by -10 at k = 2; backward differences lag by g * k."""
+        """On f(t) = t**2 with gap 5, order 2 is off by -10 at k = 2; backward differences lag by g * k."""
         steps = simulate(lambda t: float(t * t), Schedule(5, 1), 2, 50)
         t = 20 + distance
         assert steps[t].formed == 2

@@ -1,0 +1,148 @@
+"""The recorded cells of ``claims`` as tables, a verdict and a picture."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.figure import Figure
+
+from taylorseer_fx.bench.claims import FEWER_SAMPLES, GRANULARITIES, INTERVALS, ORDERS
+from taylorseer_fx.bench.plots import STYLE
+from taylorseer_fx.bench.tables import markdown_table
+
+MEASURES = {
+    "frechet_of_first_500": f"Frechet distance, first {FEWER_SAMPLES} samples",
+    "frechet": "Frechet distance, all samples",
+}
+_SHOWN = (*MEASURES, "psnr_db")
+
+
+@dataclass(frozen=True)
+class Claims:
+    """The cells by (method, order, interval); those of fewer samples only where there are no others."""
+
+    content: Mapping[str, Any]
+
+    @property
+    def cells(self) -> dict[tuple[str, int, int], dict[str, Any]]:
+        found: dict[tuple[str, int, int], dict[str, Any]] = {}
+        for cell in sorted(self.content["cells"].values(), key=lambda cell: int(cell["num_samples"])):
+            found[cell["method"], cell["order"], cell["interval"]] = cell
+        return found
+
+    def value(self, measure: str, method: str, order: int, interval: int) -> float | None:
+        """None where the cell is missing, or was drawn from fewer samples than others are shown with."""
+        cell = self.cells.get((method, order, interval))
+        if cell is None or (measure == "frechet" and cell["num_samples"] < self.content["settings"]["num_samples"]):
+            return None
+        found: float | None = cell[measure]
+        return found
+
+
+def table(claims: Claims, measure: str, form: str) -> str:
+    """Intervals down, orders across."""
+    header = ["N", "full steps", "fewer steps", *(f"{name}, O{order}" for name in GRANULARITIES for order in ORDERS)]
+    rows = []
+    for interval in INTERVALS:
+        full_steps = {cell["full_steps"] for key, cell in claims.cells.items() if key[2] == interval}
+        values = [claims.value(measure, "fewer steps", 0, interval)]
+        values += [claims.value(measure, name, order, interval) for name in GRANULARITIES for order in ORDERS]
+        if full_steps and any(value is not None for value in values):
+            shown = ["-" if value is None else f"{value:{form}}" for value in values]
+            rows.append([str(interval), str(full_steps.pop()), *shown])
+    return markdown_table(header, rows)
+
+
+def verdict(claims: Claims) -> str:
+    """Where order 1 and up beats reuse, and by how much; where forecasting beats fewer steps."""
+    return "\n".join(f"- {line}" for name in GRANULARITIES for line in _verdict(claims, name))
+
+
+def _verdict(claims: Claims, name: str) -> list[str]:
+    lines = []
+    for measure, unit, sign in (("psnr_db", "dB", 1), ("frechet_of_first_500", "of Frechet distance", -1)):
+        gains: dict[int, float] = {}
+        over_fewer: dict[int, float] = {}
+        for interval in INTERVALS:
+            reuse = claims.value(measure, name, 0, interval)
+            orders = [claims.value(measure, name, order, interval) for order in ORDERS[1:]]
+            best = max((sign * value for value in orders if value is not None), default=None)
+            fewer = claims.value(measure, "fewer steps", 0, interval)
+            if reuse is not None and best is not None:
+                gains[interval] = best - sign * reuse
+                if fewer is not None:
+                    over_fewer[interval] = max(best, sign * reuse) - sign * fewer
+        what = f"{name}, {unit}"
+        lines.append(f"{what}: the best order of 1 and up over reuse (order 0): {_gains(gains)}")
+        lines.append(f"{what}: the best order over fewer steps at equal compute: {_gains(over_fewer)}")
+    return lines
+
+
+def _gains(gains: Mapping[int, float]) -> str:
+    if not gains:
+        return "nothing recorded."
+    worse = [interval for interval, gain in gains.items() if gain <= 0]
+    head = "better at every interval" if not worse else f"not better at N = {', '.join(map(str, worse))}"
+    return f"{head}; " + ", ".join(f"{gain:+.2f} (N={interval})" for interval, gain in gains.items()) + "."
+
+
+def markdown(content: Mapping[str, Any]) -> str:
+    """Tables and verdict."""
+    claims = Claims(content)
+    settings = content["settings"]
+    full = claims.cells.get(("full", 0, 1))
+    said = f"{full['frechet']:.3f}, class accuracy {full['class_accuracy']:.1%}" if full else "not recorded"
+    intro = (
+        f"Digits model, {settings['num_steps']} DDIM steps without guidance, warm-up {settings['warmup']}, "
+        f"{settings['num_samples']} samples a cell ({FEWER_SAMPLES} in those that only the table of the first {FEWER_SAMPLES} "
+        "shows). Frechet distance is between generated and real digits in the 32 features of a perceptron fitted on the real "
+        f"ones: not Inception FID. The run in full has {said}; one half of the real digits is "
+        f"{content['frechet_between_real_halves']:.3f} from the other."
+    )
+    parts = [intro]
+    for measure in _SHOWN:
+        parts += [f"**{MEASURES.get(measure, 'PSNR against the run in full, dB')}**", table(claims, measure, _form(measure))]
+    return "\n\n".join([*parts, verdict(claims)])
+
+
+def _form(measure: str) -> str:
+    return ".1f" if measure == "psnr_db" else ".3f"
+
+
+def save_picture(content: Mapping[str, Any], path: Path) -> None:
+    """Frechet distance and PSNR over the interval, one line an order."""
+    claims = Claims(content)
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(10, 7.5), layout="constrained")
+        axes = figure.subplots(2, 2, sharex=True, sharey="row")
+        for row, (measure, label) in enumerate(
+            (("frechet_of_first_500", f"Frechet distance (first {FEWER_SAMPLES})"), ("psnr_db", "PSNR against full run, dB"))
+        ):
+            for column, name in enumerate(GRANULARITIES):
+                _panel(axes[row][column], claims, measure, name)
+                axes[1][column].set_xlabel("interval N")
+                axes[0][column].set_title(name)
+            axes[row][0].set_ylabel(label)
+        axes[0][0].set_yscale("log")
+        handles, labels = axes[0][0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
+        figure.savefig(path, dpi=110)
+
+
+def _panel(axis: Any, claims: Claims, measure: str, name: str) -> None:
+    for order in ORDERS:
+        colour = mpl.colormaps["viridis"](order / len(ORDERS))
+        _line(axis, [claims.value(measure, name, order, n) for n in INTERVALS], f"order {order}", color=colour, marker="o")
+    fewer = [claims.value(measure, "fewer steps", 0, n) for n in INTERVALS]
+    _line(axis, fewer, "fewer steps", color="black", linestyle="--")
+    full = claims.cells.get(("full", 0, 1))
+    if full is not None and full[measure] is not None:
+        axis.axhline(full[measure], color="grey", linewidth=1, label="full run")
+
+
+def _line(axis: Any, values: Sequence[float | None], label: str, **style: Any) -> None:
+    points = [(n, value) for n, value in zip(INTERVALS, values, strict=True) if value is not None]
+    if points:
+        axis.plot(*zip(*points, strict=True), label=label, markersize=4, linewidth=1.4, **style)

@@ -1,0 +1,1 @@
+"""The methods, each a frozen dataclass with a name and ``prepare``."""

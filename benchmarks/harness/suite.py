@@ -1,0 +1,149 @@
+"""Which methods run on which workload, and the whole of it from start to end."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from taylorseer_fx.bench import fidelity
+from taylorseer_fx.bench.measure import Bench, MeasureSettings
+from taylorseer_fx.bench.methods.cache_dit import CacheDit
+from taylorseer_fx.bench.methods.diffusers_caches import FirstBlockCache, MagCache, TaylorSeerCache, diffusers_full_steps
+from taylorseer_fx.bench.methods.official import OfficialHooks
+from taylorseer_fx.bench.methods.ours import Ours
+from taylorseer_fx.bench.methods.plain import FewerSteps, Plain
+from taylorseer_fx.bench.results import Report, WorkloadResult
+from taylorseer_fx.bench.running import Case, Method
+from taylorseer_fx.bench.verdict import verdict
+from taylorseer_fx.bench.workloads import PipelineWorkload, digits, dit_xl2_256, flux, sd3, tiny_pipelines, wan
+from taylorseer_fx.digits import NUM_CLASSES
+
+DEFAULT = ("digits", "dit-xl2", "tiny-ditpipeline", "tiny-fluxpipeline", "tiny-stablediffusion3pipeline", "tiny-wanpipeline")
+PLAIN: tuple[Method, ...] = (Plain(compiled=False), Plain(compiled=True))
+
+
+def every_method() -> tuple[Method, ...]:
+    """All of them, ours at all orders."""
+    return (
+        *PLAIN,
+        FewerSteps(compiled=False),
+        FewerSteps(compiled=True),
+        *(Ours(order, granularity) for granularity in ("module", "stack") for order in range(5)),
+        *_peers(),
+    )
+
+
+def main_methods() -> tuple[Method, ...]:
+    """Ours at order 1 and one row a peer and way of running it: for workloads whose weights are random."""
+    return (*PLAIN, FewerSteps(compiled=True), Ours(1, "module"), Ours(1, "stack"), *_peers())
+
+
+def joint_methods() -> tuple[Method, ...]:
+    """As ``main_methods``, for models whose last block returns no text: cache-dit must be told to leave text out."""
+    return (*main_methods(), CacheDit(compiled=False, encoder=False), CacheDit(compiled=True, encoder=False))
+
+
+def few_methods() -> tuple[Method, ...]:
+    """The quickest look: baselines, ours, and the two forms of the same recursion."""
+    return (
+        *PLAIN,
+        FewerSteps(compiled=True),
+        Ours(1, "module"),
+        Ours(1, "stack"),
+        OfficialHooks(1),
+        TaylorSeerCache("named", compiled=True),
+    )
+
+
+def _peers() -> Iterable[Method]:
+    yield OfficialHooks(1)
+    for variant in ("default", "named", "lite"):
+        yield from (TaylorSeerCache(variant, compiled) for compiled in (False, True))
+    for kind in (FirstBlockCache, MagCache, CacheDit):
+        yield from (kind(compiled) for compiled in (False, True))
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A workload and what runs on it."""
+
+    build: Callable[[], PipelineWorkload]
+    methods: Callable[[], Sequence[Method]]
+
+
+def entries() -> dict[str, Entry]:
+    """By the name that the command line knows."""
+    tiny = {workload.name.replace(" ", "-").lower(): workload for workload in tiny_pipelines()}
+    return {
+        "digits": Entry(digits, every_method),
+        "dit-xl2": Entry(lambda: dit_xl2_256(num_layers=8), main_methods),
+        "flux": Entry(flux, main_methods),
+        "sd3": Entry(sd3, joint_methods),
+        "wan": Entry(wan, main_methods),
+        **{name: Entry(partial(_same, workload), _methods_for(name)) for name, workload in tiny.items()},
+    }
+
+
+def _methods_for(name: str) -> Callable[[], Sequence[Method]]:
+    return joint_methods if "stablediffusion3" in name else main_methods
+
+
+def _same(workload: PipelineWorkload) -> PipelineWorkload:
+    return workload
+
+
+def run_workload(
+    workload: PipelineWorkload,
+    methods: Sequence[Method],
+    settings: MeasureSettings,
+    on_method: Callable[[str], None] = lambda _: None,
+    compile_baseline: bool = True,
+) -> WorkloadResult:
+    """Measure ``methods``, among which there must be both plain ones: without the baselines no figure is worth anything."""
+    missing = [method.name for method in PLAIN if method not in methods and compile_baseline]
+    if missing:
+        raise ValueError(f"methods must include the baselines, missing: {', '.join(missing)}")
+    schedule = diffusers_full_steps(workload.num_steps)
+    bench = Bench(Case(workload, workload.build(), schedule), settings, _judge(workload), compile_baseline)
+    rows = []
+    for method in methods:
+        on_method(method.name)
+        rows.append(bench.measure(method))
+    reuse, line = fidelity.smoothness(bench.reference.trajectory)
+    return WorkloadResult(
+        workload=workload.name,
+        reduced=workload.reduced,
+        trained=workload.trained,
+        num_steps=workload.num_steps,
+        schedule=schedule,
+        rounds=settings.rounds,
+        plain_step_flops=bench.plain_step_flops,
+        reuse_error=reuse,
+        line_error=line,
+        rows=tuple(rows),
+        verdict=verdict(rows, schedule),
+    )
+
+
+def _judge(workload: PipelineWorkload) -> Callable[..., float] | None:
+    """Class accuracy, where there are classes that a classifier knows."""
+    if not workload.trained:
+        return None
+    import torch
+
+    from taylorseer_fx.digits.judge import Judge
+
+    judge = Judge()
+    return lambda samples: judge.accuracy(samples, torch.arange(len(samples)) % NUM_CLASSES)
+
+
+def run_suite(
+    names: Sequence[str], settings: MeasureSettings, on_method: Callable[[str, str], None], methods: str = "all"
+) -> Report:
+    """Measure the named workloads one after another."""
+    known = entries()
+    results = []
+    for name in names:
+        entry = known[name]
+        chosen = few_methods() if methods == "few" else entry.methods()
+        results.append(run_workload(entry.build(), chosen, settings, partial(on_method, name)))
+    return Report(tuple(results))
