@@ -4,9 +4,11 @@ Each stage is timed, logged (``TORCH_LOGS="+taylorseer_fx"`` prints the op count
 through ``trace_structured`` (``TORCH_TRACE=dir``, read with tlparse). A stage that fails says which ones ran before it.
 """
 
+import gc
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
@@ -100,6 +102,19 @@ class _Stages:
         )
 
 
+@contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """Graphs are all live while they are built; to look for garbage among all that a process holds takes a third of the time."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+@_no_garbage_collection()
 def run_passes(
     traced: fx.GraphModule,
     static_inputs: Iterable[int],

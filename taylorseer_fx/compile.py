@@ -6,7 +6,7 @@ an ``inner_compile``. We take that place, so a full step goes the very way of pl
 
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,8 @@ from typing import Any
 
 import torch
 from functorch.compile import make_boxed_func
-from torch import fx
+from torch import Tensor, fx
+from torch._inductor import config as inductor_config
 from torch._inductor.compile_fx import compile_fx, compile_fx_inner
 from torch.fx._lazy_graph_module import _LazyGraphModule
 
@@ -24,6 +25,10 @@ from taylorseer_fx.capturable import plan_capture
 from taylorseer_fx.passes.pipeline import PassResult
 from taylorseer_fx.passes.specialize import StepKind
 from taylorseer_fx.runtime.dispatch import BoxedCallable
+
+# Inductor would sum up the polynomials of a whole model in one loop, which reads every buffer at once; a core follows only so
+# many streams of memory. DiT-XL/2, 168 buffers, two threads: a forecast step of 49 ms, and of 29 ms in loops of two nodes.
+CPU_FUSION_SIZE = 2
 
 CompileGraph = Callable[[fx.GraphModule, Sequence[Any], tuple[int, ...]], BoxedCallable]
 CompileTraced = Callable[[fx.GraphModule, Sequence[Any], Sequence[int], CompileGraph], BoxedCallable]
@@ -105,9 +110,21 @@ def compile_variants(
         variant = result.variants[kind]
         variant_inputs = [every_input[i] for i in variant.kept]
         variant_static = tuple(i for i, position in enumerate(variant.kept) if position in static)
-        with _without_output_strides() if kind is not StepKind.FULL else nullcontext():
+        with _settings_of(kind, variant_inputs):
             compiled[kind] = compile_variant(variant.gm, variant_inputs, variant_static, variant.kept, compile_graph)
     return compiled
+
+
+@contextmanager
+def _settings_of(kind: StepKind, inputs: Sequence[Any]) -> Iterator[None]:
+    """What is different in compiling a forecast step."""
+    if kind is StepKind.FULL:
+        yield
+        return
+    on_cpu = all(value.device.type == "cpu" for value in inputs if isinstance(value, Tensor))
+    fusion = {"max_fusion_size": min(inductor_config.max_fusion_size, CPU_FUSION_SIZE)} if on_cpu else {}
+    with _without_output_strides(), inductor_config.patch(fusion):
+        yield
 
 
 def compile_variant(
