@@ -9,7 +9,7 @@ demo: $(VENV)/installed
 	$(BIN)/taylorseer-fx demo
 
 test: $(VENV)/installed
-	$(BIN)/pytest -n auto -p no:benchmark
+	$(BIN)/pytest -n auto --dist worksteal -p no:benchmark
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

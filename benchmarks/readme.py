@@ -72,8 +72,9 @@ def _benchmarks(source: dict[str, Any]) -> str:
             f"{tiny['plain_microseconds_a_call']:.0f} us / {tiny['ours_microseconds_a_call']:.0f} us",
         ),
     ]
-    later = f"DiT-XL/2: {by_name['test_floor']['date']}." if "date" in by_name["test_floor"] else ""
-    return f"{_markdown(('measured', ''), [*rows, *_region_finding(by_name)])}\n\n{_machine(source)} {later}".rstrip()
+    dates = sorted({row.get("date", source["date"]) for row in by_name.values()})
+    caption = _machine(source | {"date": " and ".join(dates)})
+    return f"{_markdown(('measured', ''), [*rows, *_region_finding(by_name)])}\n\n{caption}"
 
 
 def _floor(floor: dict[str, Any]) -> list[tuple[str, str]]:

@@ -1,6 +1,7 @@
 """Run benchmarks, demo and comparison, keep what they measured in ``benchmarks/results``, and write it into the README.
 
 python -m benchmarks.record [steps] [demo] [comparison] [published] [readme]
+python -m benchmarks.record steps --only floor update                 of the benchmarks just these
 python -m benchmarks.record claims [--samples 2000] [--cells N]       hours; goes on where it was broken off
 """
 
@@ -11,6 +12,7 @@ import platform
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +31,15 @@ RESULTS = ROOT / "benchmarks" / "results"
 COMPARED = (*DEFAULT, "flux", "sd3", "wan")
 
 
-def record_benchmarks() -> None:
-    """All pytest benchmarks; keeps each one's name, median seconds and ``extra_info``."""
-    files = sorted((ROOT / "benchmarks").glob("test_*.py"))
-    _write("benchmarks.json", {"benchmarks": [row for file in files for row in _measured(file)]})
+def record_benchmarks(only: Sequence[str] = ()) -> None:
+    """The pytest benchmarks, all or some files; keeps each one's name, date, median seconds and ``extra_info``, and what was
+    recorded of the others.
+    """
+    folder, path = ROOT / "benchmarks", RESULTS / "benchmarks.json"
+    files = [folder / f"test_{name}.py" for name in only] or sorted(folder.glob("test_*.py"))
+    before = json.loads(path.read_text())["benchmarks"] if only else []
+    measured = [row for file in files for row in _measured(file)]
+    _write(path.name, {"benchmarks": list({row["name"]: row for row in (*before, *measured)}.values())})
 
 
 def _measured(file: Path) -> list[dict[str, Any]]:
@@ -42,7 +49,14 @@ def _measured(file: Path) -> list[dict[str, Any]]:
         command = [sys.executable, "-m", "pytest", str(file), "--benchmark-only", f"--benchmark-json={raw}"]
         subprocess.run(command, cwd=ROOT, check=True)
         benchmarks = json.loads(raw.read_text())["benchmarks"]
-    return [{"name": row["name"], "median_seconds": row["stats"]["median"], **row["extra_info"]} for row in benchmarks]
+    today = _today()
+    return [
+        {"name": row["name"], "date": today, "median_seconds": row["stats"]["median"], **row["extra_info"]} for row in benchmarks
+    ]
+
+
+def _today() -> str:
+    return datetime.datetime.now(datetime.UTC).date().isoformat()
 
 
 def record_demo() -> None:
@@ -95,14 +109,14 @@ def record_published() -> None:
 
 def _write(name: str, content: dict[str, Any]) -> None:
     machine = {"cpu": cpu_name(), "threads": torch.get_num_threads(), "python": platform.python_version()}
-    header = {"date": datetime.datetime.now(datetime.UTC).date().isoformat(), "torch": torch.__version__, **machine}
+    header = {"date": _today(), "torch": torch.__version__, **machine}
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / name).write_text(json.dumps({**header, **content}, indent=2) + "\n")
 
 
 def main() -> None:
     parts = {
-        "steps": record_benchmarks,
+        "steps": lambda: record_benchmarks(args.only),
         "demo": record_demo,
         "comparison": record_comparison,
         "published": record_published,
@@ -112,6 +126,7 @@ def main() -> None:
     parser.add_argument("parts", nargs="*", choices=[*parts, "claims", []], default=list(parts), metavar="part")
     parser.add_argument("--samples", type=int, default=2000, help="of each of the main cells of claims (default: %(default)s)")
     parser.add_argument("--cells", type=int, help="of claims, at most so many in this run")
+    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="benchmarks/test_NAME.py, of steps")
     args = parser.parse_args()
     for part in args.parts:
         if part == "claims":
