@@ -68,7 +68,7 @@ def test_whole_generation_through_inductor():
     assert psnr(actual, sample_digits(model, LABELS)) > 30
 
 
-@pytest.mark.parametrize(("order", "dtype", "measured"), [(1, torch.float8_e5m2, 1.1e-3), (2, torch.float8_e4m3fn, 6.6e-4)])
+@pytest.mark.parametrize(("order", "dtype", "measured"), [(1, torch.float8_e5m2, 1.1e-3)])
 def test_float8_buffers_cost_no_quality(order, dtype, measured):
     """25 steps: the pictures are off those with buffers in float32 by a thousandth, and no further from the full run's."""
     model, labels = load_digits_model(), LABELS[:4]

@@ -27,9 +27,8 @@ def tokenizer() -> Any:
     """Knows the words of the prompts here."""
     words = Tokenizer(WordLevel({word: i for i, word in enumerate(_WORDS)}, unk_token="<unk>"))
     words.pre_tokenizer = Whitespace()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=words, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>", model_max_length=LENGTH
-    )
+    make: Any = PreTrainedTokenizerFast  # transformers' annotations lack it
+    return make(tokenizer_object=words, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>", model_max_length=LENGTH)
 
 
 def _clip_config(width: int) -> CLIPTextConfig:

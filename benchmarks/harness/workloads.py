@@ -278,7 +278,7 @@ def tiny_pipelines(num_steps: int = 20) -> tuple[PipelineWorkload, ...]:
 def _tiny_flux() -> DiffusionPipeline:
     from taylorseer_fx.bench import tiny_text
 
-    text = {"text_encoder": tiny_text.clip(), "text_encoder_2": tiny_text.t5()}
+    text: dict[str, Any] = {"text_encoder": tiny_text.clip(), "text_encoder_2": tiny_text.t5()}
     text |= {"tokenizer": tiny_text.tokenizer(), "tokenizer_2": tiny_text.tokenizer()}
     return flux_pipeline(tiny_flux_transformer(), tiny_vae(), **text)
 
