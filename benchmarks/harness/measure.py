@@ -77,32 +77,31 @@ class Bench:
         if seen.result.shape != self.reference.result.shape or not bool(torch.isfinite(seen.result).all()):
             return dataclasses.replace(row, reason=f"the result is not finite, or of shape {tuple(seen.result.shape)}")
         counts, counted_result = self._counted(method, runner, seen)
-        full_steps = counts.full_steps
-        cached_nothing = method.caches and len(full_steps) == runner.num_steps
+        repeatable = torch.equal(runner.run(), seen.result)
         timed = self._timed(runner)
-        agrees = fidelity.relative_l2(seen.result, counted_result)
         row = dataclasses.replace(
             row,
-            status="cached nothing" if cached_nothing else "ok",
-            reason="every step executed everything" if cached_nothing else "",
+            status="ok",
             num_steps=runner.num_steps,
-            full_steps=full_steps,
-            flops=counts.total,
-            light_step_flops_share=counts.light_share,
-            ceiling=self.case.num_steps * self.plain_step_flops / counts.total,
             held_bytes=max(0, seen.live_bytes - live_before - self.plain_held),
+            repeatable=repeatable,
+            agrees_with_eager=fidelity.relative_l2(seen.result, counted_result),
+            **self._count_figures(counts),
             **(dataclasses.asdict(facts) if method.compiled else {}),
-            agrees_with_eager=agrees,
-            **timed.figures(full_steps),
+            **timed.figures(counts.full_steps),
             **self._compile_figures(method, first, warm_start, timed),
-            **self._graph_calls(method, seen, full_steps, runner.num_steps),
+            **self._graph_calls(method, seen, counts.full_steps, runner.num_steps),
             **(self._fidelity(seen, runner) | self._distribution(method, runner)),
-            repeatable=torch.equal(runner.run(), seen.result),
         )
-        if method.compiled and agrees > AGREES_WITHIN:
-            reason = f"the compiled result is {agrees:.1%} off the eager one"
-            return dataclasses.replace(row, status="failed", reason=reason)
-        return row
+        return dataclasses.replace(row, **_remarks(method, row))
+
+    def _count_figures(self, counts: Counts) -> dict[str, Any]:
+        return {
+            "full_steps": counts.full_steps,
+            "flops": counts.total,
+            "light_step_flops_share": counts.light_share,
+            "ceiling": self.case.num_steps * self.plain_step_flops / counts.total,
+        }
 
     def _started(self, method: Method) -> tuple[Runner, Clocked, Clocked | None, DynamoFacts]:
         """Made ready and run once, with cold caches; then, if wanted, once more from the beginning with warm ones."""
@@ -209,6 +208,15 @@ class Timed:
 def _unlimited_recompiles() -> Any:
     """Past its limit Dynamo runs eagerly without a word: no method is to be measured so."""
     return torch._dynamo.config.patch(recompile_limit=4096, accumulated_recompile_limit=65536)
+
+
+def _remarks(method: Method, row: Row) -> dict[str, Any]:
+    """``status`` and ``reason`` of a row that is measured."""
+    if method.compiled and (row.agrees_with_eager or 0) > AGREES_WITHIN:
+        return {"status": "failed", "reason": f"the compiled result is {row.agrees_with_eager:.1%} off the eager one"}
+    if method.caches and len(row.full_steps) == row.num_steps:
+        return {"status": "cached nothing", "reason": "every step executed everything"}
+    return {"reason": "" if row.repeatable else "a second run gave another result"}
 
 
 def _first_line(error: Exception) -> str:

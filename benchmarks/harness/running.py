@@ -22,11 +22,15 @@ class NotInstalledError(Exception):
 
 @dataclass(frozen=True)
 class Case:
-    """What every method is given: the workload, a pipeline with its weights, and the steps that should be executed."""
+    """What every method is given: the workload, a pipeline with its weights, and the steps that should be executed.
+
+    ``tuned``: what methods found out about the workload in runs of their own, so that their other forms need not.
+    """
 
     workload: PipelineWorkload
     original: DiffusionPipeline
     full_steps: tuple[int, ...]
+    tuned: dict[str, Any] = field(default_factory=dict, compare=False)
 
     @property
     def num_steps(self) -> int:

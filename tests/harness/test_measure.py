@@ -230,5 +230,5 @@ def test_verdict_names_who_is_faster(dit):
     assert "not ours (ours, module, order 1, 3.00x at 40.0 dB) but peer, 3.50x at 20.0 dB" in text
     assert "Cached nothing, so not compared: idle" in text
     assert "(fewer) is 4.00x" in text
-    assert "elsewhere" not in text
+    assert "As fast or faster at other full steps: elsewhere, 2 of them, 8.00x at 20.0 dB." in text
     assert verdict([mine, replace(peer, speedup=2.0)], SCHEDULE).startswith("At the same 5 full steps the fastest row is ours")

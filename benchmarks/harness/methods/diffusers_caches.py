@@ -100,7 +100,7 @@ class FirstBlockCache:
         return "which steps to execute follows from the input" if self.threshold is not None else _TUNED
 
     def prepare(self, case: Case) -> Runner:
-        threshold = self.threshold if self.threshold is not None else _tuned(case, self._at)
+        threshold = self.threshold if self.threshold is not None else _tuned(case, self.family, self._at)
         return self._at(case, threshold, self.compiled)
 
     @staticmethod
@@ -143,19 +143,24 @@ class MagCache:
             )
             return _prepared(case, compiled, lambda transformer: apply_mag_cache(transformer, config))
 
-        threshold = self.threshold if self.threshold is not None else _tuned(case, at)
+        threshold = self.threshold if self.threshold is not None else _tuned(case, self.family, at)
         return at(case, threshold, self.compiled)
 
 
 def _calibrated(case: Case) -> torch.Tensor:
     """The ratios that MagCache prints at the end of a calibration run, of the first stream."""
+    if "ratios" in case.tuned:
+        known: torch.Tensor = case.tuned["ratios"]
+        return known
     config = MagCacheConfig(calibrate=True, num_inference_steps=case.num_steps)
     runner = _prepared(case, False, lambda transformer: apply_mag_cache(transformer, config))
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
         runner.run(seed=1)
     line = next(line for line in printed.getvalue().splitlines() if line.startswith("[") and line.endswith("]"))
-    return torch.tensor(ast.literal_eval(line))
+    ratios = torch.tensor(ast.literal_eval(line))
+    case.tuned["ratios"] = ratios
+    return ratios
 
 
 def _prepared(case: Case, compiled: bool, apply: Callable[[nn.Module], None]) -> Runner:
@@ -184,19 +189,24 @@ def _context(transformer: nn.Module) -> AbstractContextManager[None]:
     return entered
 
 
-def _tuned(case: Case, at: Callable[[Case, float], Runner], attempts: int = 8) -> float:
+def _tuned(case: Case, family: str, at: Callable[[Case, float], Runner]) -> float:
     """The threshold at which as many steps are executed as the schedule has, or as near as bisection comes."""
-    low, high, best, wanted = 0.0, 1.0, 0.0, len(case.full_steps)
-    nearest = case.num_steps
-    for _ in range(attempts):
+    if family not in case.tuned:
+        case.tuned[family] = _bisected(lambda threshold: _num_executed(at(case, threshold)) - len(case.full_steps))
+    threshold: float = case.tuned[family]
+    return threshold
+
+
+def _bisected(surplus: Callable[[float], int], attempts: int = 8) -> float:
+    """Where in 0 to 1 a surplus that falls with the threshold is nearest to 0."""
+    low, high = 0.0, 1.0
+    found: list[tuple[int, float]] = []
+    while len(found) < attempts and (not found or found[-1][0] != 0):
         middle = (low + high) / 2
-        executed = _num_executed(at(case, middle))
-        if abs(executed - wanted) < nearest:
-            nearest, best = abs(executed - wanted), middle
-        if executed == wanted:
-            break
-        low, high = (middle, high) if executed > wanted else (low, middle)
-    return best
+        too_many = surplus(middle)
+        found.append((abs(too_many), middle))
+        low, high = (middle, high) if too_many > 0 else (low, middle)
+    return min(found)[1]
 
 
 def _num_executed(runner: Runner) -> int:
