@@ -18,6 +18,7 @@ STYLE = {
     "grid.alpha": 0.25,
     "legend.frameon": False,
 }
+_DASHES: tuple[Any, ...] = ("-", (0, (6, 3)), (0, (2, 3)), (0, (8, 3, 2, 3)))
 _MARKERS = "osD^vPX*<>hpd"
 
 
@@ -83,14 +84,15 @@ def _trajectory(result: WorkloadResult) -> Figure | None:
     figure = Figure(figsize=(10, 5.2), layout="constrained")
     axis = figure.subplots()
     colours = _colours(result)
-    for family, row in best.items():
+    for number, (family, row) in enumerate(best.items()):
         steps = range(len(row.trajectory_error))
         errors = [max(error, 1e-6) for error in row.trajectory_error]
-        axis.plot(steps, errors, color=colours[family][0], label=row.method, linewidth=1.4)
+        dashes = _DASHES[number % len(_DASHES)]  # of lines that lie upon one another, each is seen
+        axis.plot(steps, errors, color=colours[family][0], label=row.method, linewidth=1.6, linestyle=dashes)
     for step in result.schedule:
         axis.axvline(step, color="black", alpha=0.08, linewidth=1)
     axis.set_yscale("log")
-    axis.set_ylim(bottom=1e-5)
+    axis.set_ylim(bottom=1e-4)
     axis.set_xlabel("step (vertical lines: full steps)")
     axis.set_ylabel("relative L2 distance from the full run's latents")
     axis.set_title(f"{result.workload}: error along the trajectory")

@@ -37,6 +37,11 @@ def main_methods() -> tuple[Method, ...]:
     return (*PLAIN, FewerSteps(compiled=True), Ours(1, "module"), Ours(1, "stack"), *_peers())
 
 
+def call_path_methods() -> tuple[Method, ...]:
+    """Compiled forms alone: for pipelines without work in them."""
+    return tuple(method for method in joint_methods() if method.compiled or method == Plain(compiled=False))
+
+
 def joint_methods() -> tuple[Method, ...]:
     """As ``main_methods``, for models whose last block returns no text: cache-dit must be told to leave text out."""
     return (*main_methods(), CacheDit(compiled=False, encoder=False), CacheDit(compiled=True, encoder=False))
@@ -79,12 +84,8 @@ def entries() -> dict[str, Entry]:
         "flux": Entry(flux, main_methods),
         "sd3": Entry(sd3, joint_methods),
         "wan": Entry(wan, main_methods),
-        **{name: Entry(partial(_same, workload), _methods_for(name)) for name, workload in tiny.items()},
+        **{name: Entry(partial(_same, workload), call_path_methods) for name, workload in tiny.items()},
     }
-
-
-def _methods_for(name: str) -> Callable[[], Sequence[Method]]:
-    return joint_methods if "stablediffusion3" in name else main_methods
 
 
 def _same(workload: PipelineWorkload) -> PipelineWorkload:
