@@ -2,6 +2,7 @@
 
 python -m benchmarks.record [steps] [demo] [comparison] [published] [readme]
 python -m benchmarks.record steps --only floor update                 of the benchmarks just these
+python -m benchmarks.record comparison --only digits flux             of the workloads just these
 python -m benchmarks.record claims [--samples 2000] [--cells N]       hours; goes on where it was broken off
 """
 
@@ -70,19 +71,23 @@ def record_demo() -> None:
         _write("demo.json", json.loads(table.read_text()))
 
 
-def record_comparison() -> None:
-    """The comparison on every workload, each in a process of its own, so that memory of one is not there in the next."""
-    workloads, machine = [], {}
-    for name in COMPARED:
+def record_comparison(only: Sequence[str] = ()) -> None:
+    """The comparison on every workload, or on some, beside what was recorded of the others.
+
+    Each runs in a process of its own, so that memory of one is not there in the next, and is written down when it is done.
+    """
+    path = RESULTS / "comparison.json"
+    kept = Report.from_json(path.read_text()).workloads if only and path.exists() else ()
+    workloads = {result.workload: result for result in kept}
+    for name in only or COMPARED:
         with tempfile.TemporaryDirectory() as folder:
             command = [sys.executable, "-m", "taylorseer_fx.cli", "bench", name, "--warm-start", "--out", folder]
             command += ["--samples", "2000"] if name == "digits" else []
             subprocess.run(command, cwd=ROOT, check=True)
             report = Report.from_json((Path(folder) / "comparison.json").read_text())
-        workloads += report.workloads
-        machine = report.machine
-        so_far = Report(tuple(workloads), machine)
-        (RESULTS / "comparison.json").write_text(so_far.to_json())
+        workloads |= {result.workload: result for result in report.workloads}
+        so_far = Report(tuple(workloads.values()), report.machine)
+        path.write_text(so_far.to_json())
         write_documents(so_far, ROOT / "docs" / "comparison")
 
 
@@ -118,7 +123,7 @@ def main() -> None:
     parts = {
         "steps": lambda: record_benchmarks(args.only),
         "demo": record_demo,
-        "comparison": record_comparison,
+        "comparison": lambda: record_comparison(args.only),
         "published": record_published,
         "readme": lambda: update_readme(ROOT),
     }
@@ -126,7 +131,9 @@ def main() -> None:
     parser.add_argument("parts", nargs="*", choices=[*parts, "claims", []], default=list(parts), metavar="part")
     parser.add_argument("--samples", type=int, default=2000, help="of each of the main cells of claims (default: %(default)s)")
     parser.add_argument("--cells", type=int, help="of claims, at most so many in this run")
-    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="benchmarks/test_NAME.py, of steps")
+    parser.add_argument(
+        "--only", nargs="+", default=[], metavar="NAME", help="benchmarks/test_NAME.py of steps, or workloads of comparison"
+    )
     args = parser.parse_args()
     for part in args.parts:
         if part == "claims":
