@@ -25,11 +25,11 @@ from taylorseer_fx.bench.claims import Sampler, run_claims
 from taylorseer_fx.bench.main import write_documents
 from taylorseer_fx.bench.plan_command import published
 from taylorseer_fx.bench.results import Report, cpu_name
-from taylorseer_fx.bench.suite import DEFAULT
+from taylorseer_fx.bench.suite import entries
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-COMPARED = (*DEFAULT, "flux", "sd3", "wan")
+COMPARED = tuple(entries())
 
 
 def record_benchmarks(only: Sequence[str] = ()) -> None:
@@ -81,7 +81,18 @@ def record_comparison(only: Sequence[str] = ()) -> None:
     workloads = {result.workload: result for result in kept}
     for name in only or COMPARED:
         with tempfile.TemporaryDirectory() as folder:
-            command = [sys.executable, "-m", "taylorseer_fx.cli", "bench", name, "--warm-start", "--out", folder]
+            command = [
+                sys.executable,
+                "-m",
+                "taylorseer_fx.cli",
+                "bench",
+                name,
+                "--methods",
+                "all",
+                "--warm-start",
+                "--out",
+                folder,
+            ]
             command += ["--samples", "2000"] if name == "digits" else []
             subprocess.run(command, cwd=ROOT, check=True)
             report = Report.from_json((Path(folder) / "comparison.json").read_text())

@@ -80,9 +80,12 @@ def _plan(args: argparse.Namespace) -> int:
 def _add_bench(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     bench = commands.add_parser("bench", help="compare with torch.compile, fewer steps and other caches: time, memory, fidelity")
     bench.add_argument(
-        "workloads", nargs="*", metavar="workload", help="digits dit-xl2 flux sd3 wan tiny-... (default: digits dit-xl2)"
+        "workloads",
+        nargs="*",
+        metavar="workload",
+        help="digits dit-xl2 flux sd3 wan tiny-... (default: digits dit-xl2 tiny-fluxpipeline)",
     )
-    bench.add_argument("--methods", choices=("all", "few"), default="all", help="default: %(default)s")
+    bench.add_argument("--methods", choices=("few", "main", "all"), default="main", help="default: %(default)s")
     bench.add_argument("--rounds", type=int, default=3, help="of a run each of baseline and method (default: %(default)s)")
     bench.add_argument("--warm-start", action="store_true", help="also the seconds of a first run with warm caches")
     bench.add_argument(

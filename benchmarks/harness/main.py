@@ -10,11 +10,11 @@ from rich.table import Table
 from taylorseer_fx.bench.measure import MeasureSettings
 from taylorseer_fx.bench.plots import save_plots
 from taylorseer_fx.bench.results import Report, WorkloadResult
-from taylorseer_fx.bench.suite import entries, few_methods, run_suite
+from taylorseer_fx.bench.suite import entries, run_suite
 from taylorseer_fx.bench.tables import cells, describe, machine, markdown
 
 
-def run_bench(names: Sequence[str], settings: MeasureSettings, out: Path, console: Console, methods: str = "all") -> Report:
+def run_bench(names: Sequence[str], settings: MeasureSettings, out: Path, console: Console, methods: str = "main") -> Report:
     """Measure, print, and write ``comparison.json``, ``comparison.md`` and the plots under ``out``."""
     report = _measured(names, settings, console, methods)
     write_documents(report, out)
@@ -39,8 +39,7 @@ def _measured(names: Sequence[str], settings: MeasureSettings, console: Console,
     with Progress(*columns, console=console) as bars:
         tasks = {}
         for name in names:
-            total = len(few_methods() if methods == "few" else known[name].methods())
-            tasks[name] = bars.add_task(name, total=total)
+            tasks[name] = bars.add_task(name, total=len(known[name].methods(methods)))
         begun: set[str] = set()
 
         def on_method(name: str, method: str) -> None:

@@ -1,5 +1,6 @@
 """Three pictures a workload: speed-up against PSNR, error along the trajectory, time of a step."""
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ STYLE = {
     "legend.frameon": False,
 }
 _DASHES: tuple[Any, ...] = ("-", (0, (6, 3)), (0, (2, 3)), (0, (8, 3, 2, 3)))
+_PLACES = ((-18, -12), (6, -12), (6, 5), (-4, -17), (-18, 5))  # of labels about their points, in points
 _MARKERS = "osD^vPX*<>hpd"
 
 
@@ -67,9 +69,9 @@ def _quality(result: WorkloadResult) -> Figure | None:
 
 
 def _label_orders(axis: Any, rows: Sequence[Row], colour: Any) -> None:
-    for row in rows:
-        label = row.method.rpartition("order ")[2]
-        axis.annotate(label, (row.speedup, row.psnr_db), xytext=(6, 4), textcoords="offset points", color=colour, fontsize=9)
+    for row, place in zip(rows, itertools.cycle(_PLACES)):
+        label = f"O{row.method.rpartition('order ')[2]}"
+        axis.annotate(label, (row.speedup, row.psnr_db), xytext=place, textcoords="offset points", color=colour, fontsize=8)
 
 
 def _trajectory(result: WorkloadResult) -> Figure | None:

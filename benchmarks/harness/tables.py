@@ -22,6 +22,7 @@ def _method(row: Row) -> str:
     return row.method if row.counts else f"{row.method} ({row.status})"
 
 
+_SHORT = {"cached nothing": "idle", "failed": "failed", "not installed": "absent"}  # told in full below the table
 _KEPT: _Column = ("kept", lambda row: "-" if row.held_bytes is None else format_bytes(row.held_bytes))
 _SPEED: tuple[_Column, ...] = (
     ("method", _method),
@@ -49,9 +50,9 @@ _OFF: tuple[_Column, ...] = (("off full run", lambda row: _number(row.relative_l
 
 
 _TERMINAL: tuple[_Column, ...] = (
-    ("method", _method),
+    ("method", lambda row: row.method),
     ("full", lambda row: f"{len(row.full_steps)}/{row.num_steps}" if row.num_steps else "-"),
-    ("speed-up", lambda row: _number(row.speedup if row.counts else None, ".2f", "x")),
+    ("speed-up", lambda row: _number(row.speedup, ".2f", "x") if row.counts else _SHORT[row.status]),
     ("realised", lambda row: _number(row.realised if row.counts else None, ".0%")),
 )
 

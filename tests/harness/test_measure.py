@@ -17,7 +17,7 @@ from taylorseer_fx.bench.methods.official import OfficialHooks
 from taylorseer_fx.bench.methods.ours import Ours
 from taylorseer_fx.bench.methods.plain import FewerSteps, Plain
 from taylorseer_fx.bench.running import Case, Runner
-from taylorseer_fx.bench.suite import PLAIN, entries, every_method, main_methods, run_workload
+from taylorseer_fx.bench.suite import CHOICES, PLAIN, entries, every_method, main_methods, run_workload
 from taylorseer_fx.bench.tables import cells
 from taylorseer_fx.bench.verdict import verdict
 from taylorseer_fx.bench.workloads import PipelineWorkload, tiny_pipelines
@@ -178,7 +178,8 @@ def test_baselines_are_always_there():
     with pytest.raises(ValueError, match=r"methods must include the baselines, missing: torch\.compile"):
         run_workload(WORKLOADS["tiny DiTPipeline"], [Plain(compiled=False), ours(1)], MeasureSettings(1))
     for entry in entries().values():
-        assert set(PLAIN) <= set(entry.methods())
+        for choice in CHOICES:
+            assert set(PLAIN) <= set(entry.methods(choice))
 
 
 def test_every_method_is_there():

@@ -89,7 +89,7 @@ class FirstBlockCache:
 
     @property
     def name(self) -> str:
-        return f"diffusers FirstBlock{_threshold(self.threshold)}, {_how(self.compiled)}"
+        return f"diffusers FirstBlockCache{_threshold(self.threshold)}, {_how(self.compiled)}"
 
     @property
     def counted_as(self) -> Method:
