@@ -179,7 +179,7 @@ def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in (header, rule, *rows))
 
 
-_WITHOUT = {"gpu": "Not measured on a GPU yet. `python -m benchmarks.gpu` does it, in ten minutes on one large GPU."}
+_WITHOUT = {"gpu": "Not measured on a GPU yet. `python -m benchmarks.gpu` does it, with a budget of ten minutes."}
 
 _COLUMNS = (
     "",

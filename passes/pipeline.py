@@ -104,7 +104,9 @@ class _Stages:
 
 @contextmanager
 def _no_garbage_collection() -> Iterator[None]:
-    """Graphs are all live while they are built; to look for garbage among all that a process holds takes a third of the time."""
+    """Graphs are live while they are built, and looking for garbage among all that a process holds took half of the time (5.2 %
+    of compiling FLUX.1-dev's graph with it, 2.5 % without).
+    """
     was_enabled = gc.isenabled()
     gc.disable()
     try:

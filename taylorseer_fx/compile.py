@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from functorch.compile import make_boxed_func
 from torch import Tensor, fx
-from torch._inductor import config as inductor_config
 from torch._inductor.compile_fx import compile_fx, compile_fx_inner
 from torch.fx._lazy_graph_module import _LazyGraphModule
 
@@ -29,6 +28,8 @@ from taylorseer_fx.runtime.dispatch import BoxedCallable
 # Inductor would sum up the polynomials of a whole model in one loop, which reads every buffer at once; a core follows only so
 # many streams of memory. DiT-XL/2, 168 buffers, two threads: a forecast step of 49 ms, and of 29 ms in loops of two nodes.
 CPU_FUSION_SIZE = 2
+
+inductor_config: Any = torch._inductor.config  # a ConfigModule, which annotations know as a module
 
 CompileGraph = Callable[[fx.GraphModule, Sequence[Any], tuple[int, ...]], BoxedCallable]
 CompileTraced = Callable[[fx.GraphModule, Sequence[Any], Sequence[int], CompileGraph], BoxedCallable]
@@ -117,12 +118,12 @@ def compile_variants(
 
 @contextmanager
 def _settings_of(kind: StepKind, inputs: Sequence[Any]) -> Iterator[None]:
-    """What is different in compiling a forecast step."""
+    """What is different in compiling a forecast step; a size that the user chose is kept."""
     if kind is StepKind.FULL:
         yield
         return
     on_cpu = all(value.device.type == "cpu" for value in inputs if isinstance(value, Tensor))
-    fusion = {"max_fusion_size": min(inductor_config.max_fusion_size, CPU_FUSION_SIZE)} if on_cpu else {}
+    fusion = {"max_fusion_size": CPU_FUSION_SIZE} if on_cpu and inductor_config._is_default("max_fusion_size") else {}
     with _without_output_strides(), inductor_config.patch(fusion):
         yield
 

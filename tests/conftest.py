@@ -20,8 +20,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """What the imports made stays to the end: without it in every sweep of the garbage collector, and with fewer sweeps, tracing
-    is a fifth faster.
+    """What the imports made stays to the end: without it in every sweep of the garbage collector, tracing is a tenth faster; and
+    with fewer sweeps the suite took 10:36 instead of 12:08.
     """
     gc.collect()
     gc.freeze()

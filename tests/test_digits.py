@@ -68,18 +68,17 @@ def test_whole_generation_through_inductor():
     assert psnr(actual, sample_digits(model, LABELS)) > 30
 
 
-@pytest.mark.parametrize(("order", "dtype", "measured"), [(1, torch.float8_e5m2, 1.1e-3)])
-def test_float8_buffers_cost_no_quality(order, dtype, measured):
+def test_float8_buffers_cost_no_quality():
     """25 steps: the pictures are off those with buffers in float32 by a thousandth, and no further from the full run's."""
     model, labels = load_digits_model(), LABELS[:4]
     full = sample_digits(model, labels, num_steps=25)
     samples = []
-    for buffer_dtype in (None, dtype):
-        backend = taylorseer_backend(order=order, buffer_dtype=buffer_dtype, compiler="eager")
+    for buffer_dtype in (None, torch.float8_e5m2):
+        backend = taylorseer_backend(order=1, buffer_dtype=buffer_dtype, compiler="eager")
         samples.append(sample_digits(torch.compile(model, backend=backend), labels, num_steps=25))
         torch._dynamo.reset()
     wide, narrow = samples
-    assert measured / 4 <= (narrow - wide).norm() / wide.norm() <= 2 * measured
+    assert 3e-4 <= (narrow - wide).norm() / wide.norm() <= 2.2e-3  # measured: 1.1e-3
     assert psnr(narrow, full) >= psnr(wide, full) - 0.3
 
 

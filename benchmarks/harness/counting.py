@@ -5,7 +5,6 @@ code nothing can be counted, so a compiled peer is counted as its eager twin, an
 counts its own calls as they happen.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -60,7 +59,7 @@ def count_eager(runner: Runner, full_step_flops: int | None = None) -> Counts:
 
     with counter, runner.watched(remember, lambda: calls.append(counter.get_total_flops() - before[0])):
         runner.run()
-    steps = _by_step(calls, runner)
+    steps = by_step(calls, runner.case.workload.calls_a_step)
     return Counts(steps, full_step_flops or max(steps))
 
 
@@ -85,8 +84,4 @@ def count_ours(runner: Runner) -> Counts:
 
     with runner.watched(remember, count):
         runner.run()
-    return Counts(_by_step(calls, runner), flops["full"] * runner.case.workload.calls_a_step)
-
-
-def _by_step(calls: Sequence[int], runner: Runner) -> tuple[int, ...]:
-    return tuple(int(flops) for flops in by_step(list(map(float, calls)), runner.case.workload.calls_a_step))
+    return Counts(by_step(calls, runner.case.workload.calls_a_step), flops["full"] * runner.case.workload.calls_a_step)

@@ -2,10 +2,10 @@
 
 import copy
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from diffusers import DiffusionPipeline
@@ -14,6 +14,8 @@ from torch._inductor.compile_fx import compile_fx
 
 from taylorseer_fx.backend import TaylorSeerBackend
 from taylorseer_fx.bench.workloads import PipelineWorkload
+
+Number = TypeVar("Number", int, float)
 
 
 class NotInstalledError(Exception):
@@ -178,6 +180,6 @@ def clocked_run(runner: Runner, seed: int = 0, num_steps: int | None = None) -> 
     return Clocked(time.perf_counter() - begun, by_step(calls, runner.case.workload.calls_a_step))
 
 
-def by_step(calls: list[float], calls_a_step: int) -> tuple[float, ...]:
+def by_step(calls: Sequence[Number], calls_a_step: int) -> tuple[Number, ...]:
     """Sums over the calls of each step."""
     return tuple(sum(calls[i : i + calls_a_step]) for i in range(0, len(calls), calls_a_step))

@@ -1,7 +1,9 @@
 """The passes in a row: what they record, how a failure is told, and what holds after every one of them."""
 
+import gc
 import logging
 import logging.handlers
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -151,6 +153,36 @@ class TestFailure:
         monkeypatch.setattr(pipeline, "guard_regions", interrupt)
         with pytest.raises(KeyboardInterrupt):
             passes()
+
+
+class TestGarbageCollection:
+    """Off while the passes run; afterwards as it was, whatever happened."""
+
+    @pytest.fixture(autouse=True)
+    def on_afterwards(self) -> Iterator[None]:
+        yield
+        gc.enable()
+
+    @pytest.mark.parametrize("was_enabled", [True, False])
+    def test_is_off_meanwhile(self, monkeypatch, was_enabled):
+        seen = []
+
+        def look(*args):
+            seen.append(gc.isenabled())
+            return guard_regions(*args)
+
+        guard_regions = pipeline.guard_regions
+        monkeypatch.setattr(pipeline, "guard_regions", look)
+        (gc.enable if was_enabled else gc.disable)()
+        passes()
+        assert seen == [False]
+        assert gc.isenabled() is was_enabled
+
+    def test_is_on_after_a_failure(self, monkeypatch):
+        monkeypatch.setattr(pipeline, "guard_regions", lambda *_: 1 / 0)
+        with pytest.raises(PassError):
+            passes()
+        assert gc.isenabled()
 
 
 class TestLogging:

@@ -1,0 +1,29 @@
+"""What is different in compiling a forecast step."""
+
+from typing import Any
+
+import pytest
+import torch
+
+import taylorseer_fx.backend
+from taylorseer_fx import taylorseer_backend
+from taylorseer_fx.compile import CPU_FUSION_SIZE, make_eager
+from tests.zoo import tiny, tiny_inputs
+
+
+@pytest.mark.parametrize("chosen", [None, 7, 128])
+def test_size_of_the_loops_of_a_forecast_step(monkeypatch, chosen):
+    """Small on a CPU, as the full step's never are; a size that the user chose is kept, smaller or larger."""
+    sizes: dict[str, int] = {}
+
+    def compile_graph(gm: torch.fx.GraphModule, *rest: Any) -> Any:
+        sizes[type(gm).__name__] = torch._inductor.config.max_fusion_size
+        return make_eager(gm, *rest)
+
+    monkeypatch.setattr(taylorseer_fx.backend, "make_eager", compile_graph)
+    usual = torch._inductor.config.max_fusion_size
+    compiled = torch.compile(tiny(), backend=taylorseer_backend(compiler="eager"))
+    with torch.no_grad(), torch._inductor.config.patch({} if chosen is None else {"max_fusion_size": chosen}):
+        compiled(**tiny_inputs(0))
+    assert sizes == {"FullStep": chosen or usual, "ForecastStep": chosen or CPU_FUSION_SIZE}
+    assert torch._inductor.config.max_fusion_size == usual
