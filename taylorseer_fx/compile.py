@@ -118,12 +118,14 @@ def compile_variants(
 
 @contextmanager
 def _settings_of(kind: StepKind, inputs: Sequence[Any]) -> Iterator[None]:
-    """What is different in compiling a forecast step; a size that the user chose is kept."""
+    """What is different in compiling a forecast step; a size that the user chose is kept, where it isn't Inductor's own."""
     if kind is StepKind.FULL:
         yield
         return
     on_cpu = all(value.device.type == "cpu" for value in inputs if isinstance(value, Tensor))
-    fusion = {"max_fusion_size": CPU_FUSION_SIZE} if on_cpu and inductor_config._is_default("max_fusion_size") else {}
+    # By value: once patched, as here, Inductor counts a setting as chosen ever after.
+    is_default = inductor_config.max_fusion_size == inductor_config._config["max_fusion_size"].default
+    fusion = {"max_fusion_size": CPU_FUSION_SIZE} if on_cpu and is_default else {}
     with _without_output_strides(), inductor_config.patch(fusion):
         yield
 

@@ -11,7 +11,7 @@ from taylorseer_fx.compile import CPU_FUSION_SIZE, make_eager
 from tests.zoo import tiny, tiny_inputs
 
 
-@pytest.mark.parametrize("chosen", [None, 7, 128])
+@pytest.mark.parametrize("chosen", [None, 7, None, 128])  # and None once more, since the first left its mark on the setting
 def test_size_of_the_loops_of_a_forecast_step(monkeypatch, chosen):
     """Small on a CPU, as the full step's never are; a size that the user chose is kept, smaller or larger."""
     sizes: dict[str, int] = {}
