@@ -48,24 +48,17 @@ def test_the_judge_can_tell_digits_apart():
     assert judge.accuracy(samples, (LABELS + 1) % NUM_CLASSES) <= 0.1
 
 
-@pytest.mark.parametrize(("order", "interval", "warmup"), [(0, 4, 1), (4, 5, 6)])
+@pytest.mark.parametrize(("order", "interval", "warmup"), [(1, 5, 3), (4, 5, 6)])
 def test_whole_generation_follows_the_reference(order: int, interval: int, warmup: int):
-    """50 DDIM steps with guidance, each from its own latents: pictures within 1e-4 relative of the reference's."""
+    """50 DDIM steps with guidance, each from its own latents: pictures within 1e-4 relative of the reference's, and at the demo's
+    settings near the full run's (35.8 dB in a first experiment).
+    """
     model = load_digits_model()
     expected = sample_digits(StepCounter(HookReference(model, feature_modules(model), order, interval, warmup)), LABELS)
     compiled = torch.compile(model, backend=taylorseer_backend(order, interval, warmup, compiler="eager"))
     actual = sample_digits(compiled, LABELS)
     assert (actual - expected).abs().max() <= 1e-4 * expected.abs().max()
-
-
-@pytest.mark.inductor
-def test_whole_generation_through_inductor():
-    """The demo's settings, compiled: follows the reference, and stays near the full run (35.8 dB in a first experiment)."""
-    model = load_digits_model()
-    expected = sample_digits(StepCounter(HookReference(model, feature_modules(model), order=1)), LABELS)
-    actual = sample_digits(torch.compile(model, backend=taylorseer_backend(order=1)), LABELS)
-    assert (actual - expected).abs().max() <= 1e-4 * expected.abs().max()
-    assert psnr(actual, sample_digits(model, LABELS)) > 30
+    assert order > 1 or psnr(actual, sample_digits(model, LABELS)) > 30
 
 
 def test_float8_buffers_cost_no_quality():

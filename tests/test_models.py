@@ -166,10 +166,10 @@ def assert_documented(variant: Variant, backend: BothBackend) -> None:
 
 
 def assert_covered(backend: BothBackend, variant: Variant) -> None:
-    report = backend.explain()
+    report, stack = backend.explain(), backend.stack.explain()
     assert backend.stats().graphs == 1
     attention = [node for node in report.graph("forecast").graph.nodes if packet(node) in FUSED_ATTENTION]
     assert bool(attention) == bool(variant.attends)
-    for explained in (report, backend.stack.explain()):
+    for explained in (report, stack):
         assert explained.flops["forecast"] <= MAX_FORECAST_SHARE * explained.flops["full"], f"{explained}"
-    assert {region.kind for region in backend.stack.explain().regions} == {"stack"}
+    assert {region.kind for region in stack.regions} == {"stack"}

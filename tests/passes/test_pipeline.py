@@ -159,9 +159,10 @@ class TestGarbageCollection:
     """Off while the passes run; afterwards as it was, whatever happened."""
 
     @pytest.fixture(autouse=True)
-    def on_afterwards(self) -> Iterator[None]:
+    def as_before(self) -> Iterator[None]:
+        was_enabled = gc.isenabled()
         yield
-        gc.enable()
+        (gc.enable if was_enabled else gc.disable)()
 
     @pytest.mark.parametrize("was_enabled", [True, False])
     def test_is_off_meanwhile(self, monkeypatch, was_enabled):
@@ -180,6 +181,7 @@ class TestGarbageCollection:
 
     def test_is_on_after_a_failure(self, monkeypatch):
         monkeypatch.setattr(pipeline, "guard_regions", lambda *_: 1 / 0)
+        gc.enable()
         with pytest.raises(PassError):
             passes()
         assert gc.isenabled()
