@@ -21,6 +21,9 @@ from torch.fx._lazy_graph_module import _LazyGraphModule
 
 from taylorseer_fx.cache import VariantCode, caching
 from taylorseer_fx.capturable import plan_capture
+from taylorseer_fx.passes.clean_up import Variant
+from taylorseer_fx.passes.fold_repeats import fold_repeats
+from taylorseer_fx.passes.guard_regions import GuardedGraph
 from taylorseer_fx.passes.pipeline import PassResult
 from taylorseer_fx.passes.specialize import StepKind
 from taylorseer_fx.runtime.dispatch import BoxedCallable
@@ -111,9 +114,42 @@ def compile_variants(
         variant = result.variants[kind]
         variant_inputs = [every_input[i] for i in variant.kept]
         variant_static = tuple(i for i, position in enumerate(variant.kept) if position in static)
+        compile_this = compile_graph
+        if kind is StepKind.FORECAST and _is_on_cpu(variant_inputs) and _can_call_blocks():
+            compile_this = partial(_compile_folded, compile_graph, _buffers_by_feature(variant, guarded, first_buffer))
         with _settings_of(kind, variant_inputs):
-            compiled[kind] = compile_variant(variant.gm, variant_inputs, variant_static, variant.kept, compile_graph)
+            compiled[kind] = compile_variant(variant.gm, variant_inputs, variant_static, variant.kept, compile_this)
     return compiled
+
+
+def _is_on_cpu(inputs: Sequence[Any]) -> bool:
+    return all(value.device.type == "cpu" for value in inputs if isinstance(value, Tensor))
+
+
+def _can_call_blocks() -> bool:
+    """Inductor's C++ and FX wrappers have no code for calls of a subgraph."""
+    return not (inductor_config.cpp_wrapper or inductor_config.fx_wrapper)
+
+
+def _buffers_by_feature(variant: Variant, guarded: GuardedGraph, first_buffer: int) -> list[list[fx.Node]]:
+    """The inputs of a graph that are buffers: first the youngest of every feature, then those one older, and so on."""
+    num_features = len(guarded.buffers) // (guarded.storage.order + 1)
+    features: list[list[fx.Node]] = [[] for _ in range(num_features)]
+    for node, position in zip(variant.gm.graph.find_nodes(op="placeholder"), variant.kept, strict=True):
+        if position >= first_buffer:
+            features[(position - first_buffer) % num_features].append(node)
+    return features
+
+
+def _compile_folded(
+    compile_graph: CompileGraph,
+    features: Sequence[Sequence[fx.Node]],
+    gm: fx.GraphModule,
+    inputs: Sequence[Any],
+    static_inputs: tuple[int, ...],
+) -> BoxedCallable:
+    """One block for all. On a CPU alone: a call takes the host microseconds, of which a GPU has none to spare."""
+    return compile_graph(fold_repeats(gm, features), inputs, static_inputs)
 
 
 @contextmanager
@@ -122,10 +158,9 @@ def _settings_of(kind: StepKind, inputs: Sequence[Any]) -> Iterator[None]:
     if kind is StepKind.FULL:
         yield
         return
-    on_cpu = all(value.device.type == "cpu" for value in inputs if isinstance(value, Tensor))
     # By value: once patched, as here, Inductor counts a setting as chosen ever after.
     is_default = inductor_config.max_fusion_size == inductor_config._config["max_fusion_size"].default
-    fusion = {"max_fusion_size": CPU_FUSION_SIZE} if on_cpu and is_default else {}
+    fusion = {"max_fusion_size": CPU_FUSION_SIZE} if _is_on_cpu(inputs) and is_default else {}
     with _without_output_strides(), inductor_config.patch(fusion):
         yield
 

@@ -25,12 +25,12 @@ class Block(nn.Module):
 
 
 class Model(nn.Module):
-    """Two gated MLPs that take a timestep."""
+    """Gated MLPs that take a timestep; enough for a forecast step to call one for several."""
 
     def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.blocks: nn.ModuleList | None = nn.ModuleList([Block(), Block()])
+        self.blocks: nn.ModuleList | None = nn.ModuleList(Block() for _ in range(8))
         self.embed = nn.Linear(4, 8)
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:

@@ -55,14 +55,14 @@ def attention_backend_kept() -> Iterator[None]:
         _AttentionBackendRegistry.set_active_backend(AttentionBackendName(before))
 
 
-def dit(dtype: torch.dtype = torch.float32, head_dim: int = 8, size: int = 8) -> ZooModel:
+def dit(dtype: torch.dtype = torch.float32, head_dim: int = 8, size: int = 8, num_layers: int = 2) -> ZooModel:
     """Class-conditional, adaLN-zero: a gate on every branch; integer timesteps."""
     model = DiTTransformer2DModel(
         num_attention_heads=2,
         attention_head_dim=head_dim,
         in_channels=4,
         out_channels=8,
-        num_layers=2,
+        num_layers=num_layers,
         sample_size=size,
         patch_size=2,
         num_embeds_ada_norm=10,
@@ -79,7 +79,7 @@ def dit(dtype: torch.dtype = torch.float32, head_dim: int = 8, size: int = 8) ->
 
     blocks = model.transformer_blocks
     modules = [module for block in blocks for module in (block.attn1, block.ff)]
-    return ZooModel("dit", randomize(model, dtype), inputs, modules, {"attention": 2, "mlp": 2}, 4)
+    return ZooModel("dit", randomize(model, dtype), inputs, modules, {"attention": num_layers, "mlp": num_layers}, 2 * num_layers)
 
 
 def flux(dtype: torch.dtype = torch.float32) -> ZooModel:
