@@ -25,7 +25,7 @@ from taylorseer_fx.bench.claims import Sampler, run_claims
 from taylorseer_fx.bench.main import write_documents
 from taylorseer_fx.bench.plan_command import published
 from taylorseer_fx.bench.results import Report, cpu_name
-from taylorseer_fx.bench.suite import entries
+from taylorseer_fx.bench.suite import CHOICES, entries
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -71,7 +71,7 @@ def record_demo() -> None:
         _write("demo.json", json.loads(table.read_text()))
 
 
-def record_comparison(only: Sequence[str] = ()) -> None:
+def record_comparison(only: Sequence[str] = (), methods: str = "all") -> None:
     """The comparison on every workload, or on some, beside what was recorded of the others.
 
     Each runs in a process of its own, so that memory of one is not there in the next, and is written down when it is done.
@@ -88,12 +88,12 @@ def record_comparison(only: Sequence[str] = ()) -> None:
                 "bench",
                 name,
                 "--methods",
-                "all",
+                methods,
                 "--warm-start",
                 "--out",
                 folder,
             ]
-            command += ["--samples", "2000"] if name == "digits" else []
+            command += ["--samples", "2000"] if (name, methods) == ("digits", "all") else []
             subprocess.run(command, cwd=ROOT, check=True)
             report = Report.from_json((Path(folder) / "comparison.json").read_text())
         workloads |= {result.workload: result for result in report.workloads}
@@ -134,7 +134,7 @@ def main() -> None:
     parts = {
         "steps": lambda: record_benchmarks(args.only),
         "demo": record_demo,
-        "comparison": lambda: record_comparison(args.only),
+        "comparison": lambda: record_comparison(args.only, args.methods),
         "published": record_published,
         "readme": lambda: update_readme(ROOT),
     }
@@ -145,6 +145,7 @@ def main() -> None:
     parser.add_argument(
         "--only", nargs="+", default=[], metavar="NAME", help="benchmarks/test_NAME.py of steps, or workloads of comparison"
     )
+    parser.add_argument("--methods", choices=CHOICES, default="all", help="of comparison (default: %(default)s)")
     args = parser.parse_args()
     for part in args.parts:
         if part == "claims":

@@ -161,9 +161,9 @@ def dit_xl2_256(num_layers: int = 28, num_steps: int = 50) -> PipelineWorkload:
     )
 
 
-def flux(num_layers: int = 1, num_single_layers: int = 2, size: int = 128, num_steps: int = 20) -> PipelineWorkload:
+def flux(num_layers: int = 1, num_single_layers: int = 1, size: int = 64, num_steps: int = 20) -> PipelineWorkload:
     """FLUX.1-dev at full width, ``size`` x ``size`` pixels."""
-    text_length, tokens = 64, (size // 16) ** 2
+    text_length, tokens = 16, (size // 16) ** 2
     return PipelineWorkload(
         "FLUX.1-dev",
         lambda: flux_pipeline(_frozen(partial(models.flux, num_layers, num_single_layers))),
@@ -175,9 +175,9 @@ def flux(num_layers: int = 1, num_single_layers: int = 2, size: int = 128, num_s
     )
 
 
-def sd3(num_layers: int = 6, size: int = 256, num_steps: int = 20) -> PipelineWorkload:
+def sd3(num_layers: int = 3, size: int = 128, num_steps: int = 20) -> PipelineWorkload:
     """SD3-medium at full width, guidance batch 2."""
-    text_length, tokens = 77, (size // 16) ** 2
+    text_length, tokens = 32, (size // 16) ** 2
     return PipelineWorkload(
         "SD3-medium",
         lambda: sd3_pipeline(_frozen(partial(models.sd3_medium, num_layers))),
@@ -188,9 +188,9 @@ def sd3(num_layers: int = 6, size: int = 256, num_steps: int = 20) -> PipelineWo
     )
 
 
-def wan(num_layers: int = 6, size: int = 128, num_frames: int = 9, num_steps: int = 20) -> PipelineWorkload:
+def wan(num_layers: int = 3, size: int = 64, num_frames: int = 9, num_steps: int = 20) -> PipelineWorkload:
     """Wan 2.1 1.3B at full width; guidance is two calls a step."""
-    text_length, tokens = 64, (size // 16) ** 2 * ((num_frames - 1) // 4 + 1)
+    text_length, tokens = 32, (size // 16) ** 2 * ((num_frames - 1) // 4 + 1)
     return PipelineWorkload(
         "Wan 2.1 1.3B",
         lambda: wan_pipeline(_frozen(partial(models.wan_1_3b, num_layers))),
