@@ -126,6 +126,9 @@ def save_picture(content: Mapping[str, Any], path: Path) -> None:
                 axes[0][column].set_title(name)
             axes[row][0].set_ylabel(label)
         axes[0][0].set_yscale("log")
+        for axis in (axes[0][0].yaxis, axes[0][1].yaxis):
+            axis.set_major_formatter("{x:g}")
+            axis.set_minor_formatter("{x:g}")
         handles, labels = axes[0][0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
         figure.savefig(path, dpi=110)
