@@ -9,8 +9,8 @@ rows, where a copy moves 44 GB/s; no difference with one row or with eight. The 
 that read it across instead would not be vectorised (DiT-XL/2 of 8 blocks: a forecast step of 34 ms instead of 11.5 ms).
 """
 
-import torch
 from torch import fx
+from torch._inductor.inductor_prims import force_stride_order
 
 from taylorseer_fx.passes.emit import Emit, emitter, graph_fake_mode, graph_module
 from taylorseer_fx.passes.ops import aten, tensor_meta
@@ -52,4 +52,4 @@ def _rewritten(emit: Emit, node: fx.Node) -> fx.Node:
     result = emit(aten.permute.default, product, [1, 0])
     result = emit(aten.add.Tensor, result, addend[0]) if addend else result
     row_by_row = [result.meta["val"].shape[1], 1]
-    return emit(torch.ops.prims.inductor_force_stride_order.default, result, row_by_row)
+    return emit(force_stride_order, result, row_by_row)

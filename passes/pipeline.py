@@ -22,6 +22,7 @@ from taylorseer_fx.passes.find_cut_branches import find_arriving_branches, find_
 from taylorseer_fx.passes.find_kept import find_kept, num_buffer_bytes
 from taylorseer_fx.passes.find_regions import find_regions
 from taylorseer_fx.passes.find_stack import find_stack
+from taylorseer_fx.passes.fold_repeats import fold_repeats
 from taylorseer_fx.passes.guard_regions import GuardedGraph, guard_regions
 from taylorseer_fx.passes.narrow import narrow
 from taylorseer_fx.passes.regions import RegionSet
@@ -59,7 +60,8 @@ class Selection:
 @dataclass(frozen=True)
 class PassResult:
     """Everything the passes made of one graph. ``module_bytes``: what the buffers of a stream take, or would, with a feature for
-    every module; None where these were not looked for.
+    every module; None where these were not looked for. ``folded``: the forecast step, with blocks that are the same as calls of
+    one where there are such; None without regions.
     """
 
     canonical: fx.GraphModule
@@ -70,6 +72,7 @@ class PassResult:
     weight_input: int | None
     guarded: GuardedGraph | None
     variants: dict[StepKind, Variant]
+    folded: fx.GraphModule | None
     stages: tuple[StageRecord, ...]
 
 
@@ -151,11 +154,14 @@ def run_passes(
     time_inputs = find_time_inputs(canonical.graph, parameters)
     weight_input = _telling_weight(placeholders, static_inputs, found)
     if not found.regions:
-        return PassResult(canonical, found, granularity, module_bytes, time_inputs, weight_input, None, {}, tuple(stages.records))
+        return PassResult(
+            canonical, found, granularity, module_bytes, time_inputs, weight_input, None, {}, None, tuple(stages.records)
+        )
     guarded = stages.run("guard_regions", lambda: guard_regions(canonical, found, storage), lambda result: result.gm)
     variants = {kind: _variant(stages, guarded, kind) for kind in StepKind}
+    folded = _fold(stages, guarded, variants[StepKind.FORECAST], len(placeholders))
     return PassResult(
-        canonical, found, granularity, module_bytes, time_inputs, weight_input, guarded, variants, tuple(stages.records)
+        canonical, found, granularity, module_bytes, time_inputs, weight_input, guarded, variants, folded, tuple(stages.records)
     )
 
 
@@ -191,6 +197,16 @@ def _variant(stages: _Stages, guarded: GuardedGraph, kind: StepKind) -> Variant:
         narrowed = stages.run("narrow_forecast", lambda: narrow(special), lambda gm: gm)
         special = stages.run("few_rows_forecast", lambda: put_weights_left(narrowed), lambda gm: gm)
     return stages.run(f"clean_up_{kind.value}", lambda: clean_up(special), lambda variant: variant.gm)
+
+
+def _fold(stages: _Stages, guarded: GuardedGraph, forecast: Variant, num_inputs: int) -> fx.GraphModule:
+    """Buffers come after inputs and coefficients: first the youngest of every feature, then those one older, and so on."""
+    first_buffer, num_features = num_inputs + len(guarded.coefficients), len(guarded.buffers) // (guarded.storage.order + 1)
+    features: list[list[fx.Node]] = [[] for _ in range(num_features)]
+    for node, position in zip(forecast.gm.graph.find_nodes(op="placeholder"), forecast.kept, strict=True):
+        if position >= first_buffer:
+            features[(position - first_buffer) % num_features].append(node)
+    return stages.run("fold_repeats_forecast", lambda: fold_repeats(forecast.gm, features), lambda gm: gm)
 
 
 def count_ops(graph: fx.Graph) -> int:

@@ -21,9 +21,6 @@ from torch.fx._lazy_graph_module import _LazyGraphModule
 
 from taylorseer_fx.cache import VariantCode, caching
 from taylorseer_fx.capturable import plan_capture
-from taylorseer_fx.passes.clean_up import Variant
-from taylorseer_fx.passes.fold_repeats import fold_repeats
-from taylorseer_fx.passes.guard_regions import GuardedGraph
 from taylorseer_fx.passes.pipeline import PassResult
 from taylorseer_fx.passes.specialize import StepKind
 from taylorseer_fx.runtime.dispatch import BoxedCallable
@@ -114,42 +111,15 @@ def compile_variants(
         variant = result.variants[kind]
         variant_inputs = [every_input[i] for i in variant.kept]
         variant_static = tuple(i for i, position in enumerate(variant.kept) if position in static)
-        compile_this = compile_graph
-        if kind is StepKind.FORECAST and _is_on_cpu(variant_inputs) and _can_call_blocks():
-            compile_this = partial(_compile_folded, compile_graph, _buffers_by_feature(variant, guarded, first_buffer))
+        folded = result.folded if kind is StepKind.FORECAST and _can_call_blocks() else None
         with _settings_of(kind, variant_inputs):
-            compiled[kind] = compile_variant(variant.gm, variant_inputs, variant_static, variant.kept, compile_this)
+            compiled[kind] = compile_variant(variant.gm, variant_inputs, variant_static, variant.kept, compile_graph, folded)
     return compiled
-
-
-def _is_on_cpu(inputs: Sequence[Any]) -> bool:
-    return all(value.device.type == "cpu" for value in inputs if isinstance(value, Tensor))
 
 
 def _can_call_blocks() -> bool:
     """Inductor's C++ and FX wrappers have no code for calls of a subgraph."""
     return not (inductor_config.cpp_wrapper or inductor_config.fx_wrapper)
-
-
-def _buffers_by_feature(variant: Variant, guarded: GuardedGraph, first_buffer: int) -> list[list[fx.Node]]:
-    """The inputs of a graph that are buffers: first the youngest of every feature, then those one older, and so on."""
-    num_features = len(guarded.buffers) // (guarded.storage.order + 1)
-    features: list[list[fx.Node]] = [[] for _ in range(num_features)]
-    for node, position in zip(variant.gm.graph.find_nodes(op="placeholder"), variant.kept, strict=True):
-        if position >= first_buffer:
-            features[(position - first_buffer) % num_features].append(node)
-    return features
-
-
-def _compile_folded(
-    compile_graph: CompileGraph,
-    features: Sequence[Sequence[fx.Node]],
-    gm: fx.GraphModule,
-    inputs: Sequence[Any],
-    static_inputs: tuple[int, ...],
-) -> BoxedCallable:
-    """One block for all. On a CPU alone: a call takes the host microseconds, of which a GPU has none to spare."""
-    return compile_graph(fold_repeats(gm, features), inputs, static_inputs)
 
 
 @contextmanager
@@ -158,19 +128,25 @@ def _settings_of(kind: StepKind, inputs: Sequence[Any]) -> Iterator[None]:
     if kind is StepKind.FULL:
         yield
         return
+    on_cpu = all(value.device.type == "cpu" for value in inputs if isinstance(value, Tensor))
     # By value: once patched, as here, Inductor counts a setting as chosen ever after.
     is_default = inductor_config.max_fusion_size == inductor_config._config["max_fusion_size"].default
-    fusion = {"max_fusion_size": CPU_FUSION_SIZE} if _is_on_cpu(inputs) and is_default else {}
+    fusion = {"max_fusion_size": CPU_FUSION_SIZE} if on_cpu and is_default else {}
     with _without_output_strides(), inductor_config.patch(fusion):
         yield
 
 
 def compile_variant(
-    gm: fx.GraphModule, inputs: Sequence[Any], static_inputs: tuple[int, ...], kept: tuple[int, ...], compile_graph: CompileGraph
+    gm: fx.GraphModule,
+    inputs: Sequence[Any],
+    static_inputs: tuple[int, ...],
+    kept: tuple[int, ...],
+    compile_graph: CompileGraph,
+    folded: fx.GraphModule | None = None,
 ) -> VariantCode:
-    """Compile one graph; Inductor works in it, so what it tells about capturing is read before."""
+    """Compile one graph, or ``folded`` in its place; Inductor works in it, so what it tells about capturing is read before."""
     plan = plan_capture(gm, inputs, static_inputs)
-    return VariantCode(compile_graph(gm, inputs, static_inputs), kept, plan)
+    return VariantCode(compile_graph(gm if folded is None else folded, inputs, static_inputs), kept, plan)
 
 
 def make_eager(gm: fx.GraphModule, _inputs: Sequence[Any], _static_inputs: tuple[int, ...]) -> BoxedCallable:

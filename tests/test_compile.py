@@ -6,10 +6,10 @@ import pytest
 import torch
 
 import taylorseer_fx.backend
-import taylorseer_fx.compile
 from taylorseer_fx import taylorseer_backend
 from taylorseer_fx.compile import CPU_FUSION_SIZE, make_eager
-from tests.zoo import tiny, tiny_inputs
+from tests.graphs import op_counts
+from tests.zoo import dit, tiny, tiny_inputs
 
 
 @pytest.mark.parametrize("chosen", [None, 7, 128])
@@ -34,28 +34,19 @@ def test_size_of_the_loops_of_a_forecast_step(monkeypatch, chosen):
 
 @pytest.mark.parametrize("wrapper", ["cpp_wrapper", "fx_wrapper"])
 def test_no_calls_where_inductor_has_none(monkeypatch, wrapper):
-    """A forecast step stays one graph under wrappers that cannot call a block."""
-    folded: list[Any] = []
-    monkeypatch.setattr(taylorseer_fx.compile, "fold_repeats", lambda gm, features: folded.append(features) or gm)
-    model = tiny()
-    for is_set, calls in ((False, 1), (True, 0)):
+    """A forecast step is compiled without calls of blocks under wrappers that cannot call one."""
+    calls: list[int] = []
+
+    def compile_graph(gm: torch.fx.GraphModule, *rest: Any) -> Any:
+        if type(gm).__name__ == "ForecastStep":
+            calls.append(op_counts(gm)["invoke_subgraph"])
+        return make_eager(gm, *rest)
+
+    monkeypatch.setattr(taylorseer_fx.backend, "make_eager", compile_graph)
+    model = dit(num_layers=5)
+    for is_set in (False, True):
         torch._dynamo.reset()
-        folded.clear()
-        compiled = torch.compile(model, backend=taylorseer_backend(compiler="eager"))
+        compiled = torch.compile(model.model, backend=taylorseer_backend(compiler="eager"))
         with torch.no_grad(), torch._inductor.config.patch({wrapper: is_set}):
-            compiled(**tiny_inputs(0))
-        assert len(folded) == calls
-
-
-def test_buffers_that_are_folded_by(monkeypatch):
-    """All of a feature, youngest first."""
-    names: list[list[str]] = []
-
-    def fold(gm: torch.fx.GraphModule, features: Any) -> torch.fx.GraphModule:
-        names.extend([node.name for node in buffers] for buffers in features)
-        return gm
-
-    monkeypatch.setattr(taylorseer_fx.compile, "fold_repeats", fold)
-    with torch.no_grad():
-        torch.compile(tiny(), backend=taylorseer_backend(order=2, compiler="eager"))(**tiny_inputs(0))
-    assert names == [[f"feature{i}_b{age}" for age in range(3)] for i in range(2)]
+            compiled(**model.inputs(0))
+    assert calls == [4, 0]

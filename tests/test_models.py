@@ -89,7 +89,7 @@ def test_model(name, request, monkeypatch):
     if name not in variants_of_week(date.today()) and not request.config.getoption("--all-variants"):
         pytest.skip("its turn is in another week, or with --all-variants")
     monkeypatch.setattr(fold_repeats, "FEWEST_CALLS", 2)  # three blocks; the first is a link of its own
-    monkeypatch.setattr(fold_repeats, "COST_OF_A_CALL", 0)
+    monkeypatch.setattr(fold_repeats, "COST_OF_A_CALL", 1)
     variant = VARIANTS[name]
     constant = variant.inputs(7, 1)
     with torch.no_grad(), warnings.catch_warnings():

@@ -14,15 +14,12 @@ from typing import Any
 import pytest
 import torch
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
-import taylorseer_fx.compile
 from taylorseer_fx import TaylorSeerBackend, taylorseer_backend
-from taylorseer_fx.passes.fold_repeats import fold_repeats
 from taylorseer_fx.passes.guard_regions import cond
 from taylorseer_fx.runtime.dispatch import Dispatcher
 from taylorseer_fx.runtime.weights import SnapshotHistory
-from tests.graphs import op_counts
 from tests.reference import HookReference
 from tests.zoo import MODELS, ZooModel, dit, flux, sd3, tiny, tiny_inputs
 
@@ -354,18 +351,17 @@ def buffer_nodes(backend: TaylorSeerBackend) -> list[torch.fx.Node]:
 
 
 @pytest.mark.inductor
-def test_inductor_dit(monkeypatch):
+def test_inductor_dit():
     """Through Inductor: 50 steps equal the reference, and the full ones what plain ``torch.compile`` returns. Deep enough for
     blocks of a forecast step to be calls of one.
     """
-    folded: list[fx.GraphModule] = []
-    monkeypatch.setattr(taylorseer_fx.compile, "fold_repeats", lambda *args: folded.append(fold_repeats(*args)) or folded[-1])
-    zoo = dit(num_layers=5)
-    outputs = assert_parity(zoo, taylorseer_backend(order=2, interval=5, warmup=3), NUM_STEPS, ROUNDING[torch.float32])
+    zoo, backend = dit(num_layers=5), taylorseer_backend(order=2, interval=5, warmup=3)
+    outputs = assert_parity(zoo, backend, NUM_STEPS, ROUNDING[torch.float32])
     plain = torch.compile(zoo.model)
     for step in (0, 1, 2, 7, 47):
         assert relative_error(outputs[step], plain(**zoo.inputs(step))[0]) <= 1e-6
-    assert op_counts(folded[0])["invoke_subgraph"] == 4
+    num_ops = {stage.name: stage.num_ops for stage in backend.explain().stages}
+    assert num_ops["fold_repeats_forecast"] < num_ops["clean_up_forecast"] / 2
 
 
 @pytest.mark.inductor

@@ -27,6 +27,7 @@ STAGES = [
     "narrow_forecast",
     "few_rows_forecast",
     "clean_up_forecast",
+    "fold_repeats_forecast",
 ]
 TWO_BUFFERS, MODULES = Storage(1), Selection()
 
