@@ -241,7 +241,8 @@ def _claims(source: dict[str, Any]) -> str:
     claims = Claims(source)
     psnr = claims_report.table(claims, "psnr_db", ".1f")
     frechet = claims_report.table(claims, "frechet_of_first_500", ".2f")
-    tables = ("PSNR against the run in full, dB:", psnr, "Frechet distance from the real digits:", frechet)
+    drawn = f"{claims_report.MEASURES['frechet_of_first_500']}, from the real digits:"
+    tables = ("PSNR against the run in full, dB:", psnr, drawn, frechet)
     return "\n\n".join([*tables, claims_report.verdict(claims)])
 
 

@@ -55,7 +55,7 @@ def _quality(result: WorkloadResult) -> Figure | None:
     axis = figure.subplots()
     colours = _colours(result)
     for family in dict.fromkeys(row.family for row in rows):
-        mine = [row for row in rows if row.family == family]
+        mine = sorted((row for row in rows if row.family == family), key=lambda row: row.method)  # ours by order
         colour, marker = colours[family]
         x, y = [row.speedup or 0.0 for row in mine], [row.psnr_db or 0.0 for row in mine]
         axis.plot(x, y, marker=marker, color=colour, label=family, linewidth=1, markersize=7)

@@ -17,7 +17,7 @@ from taylorseer_fx.bench.verdict import verdict
 from taylorseer_fx.bench.workloads import PipelineWorkload, digits, dit_xl2_256, flux, sd3, tiny_pipelines, wan
 from taylorseer_fx.digits import NUM_CLASSES
 
-DEFAULT = ("digits", "dit-xl2", "tiny-fluxpipeline")  # under twenty minutes on two cores, with the "main" methods
+DEFAULT = ("digits", "dit-xl2", "tiny-fluxpipeline")  # 22 minutes on two cores, with the "main" methods and warm starts
 CHOICES = ("few", "main", "all")
 PLAIN: tuple[Method, ...] = (Plain(compiled=False), Plain(compiled=True))
 
@@ -35,12 +35,16 @@ def every_method() -> tuple[Method, ...]:
 
 def main_methods() -> tuple[Method, ...]:
     """Ours at order 1 and one row a peer and way of running it: for workloads whose weights are random."""
-    return (*PLAIN, FewerSteps(compiled=True), Ours(1, "module"), Ours(1, "stack"), *_peers())
+    return _main_methods(orders=(1,))
 
 
 def low_order_methods() -> tuple[Method, ...]:
     """As ``main_methods``, with ours of orders 0 and 2: for the trained model, on which they differ."""
-    return (*main_methods(), Ours(0, "module"), Ours(2, "module"))
+    return _main_methods(orders=(0, 1, 2))
+
+
+def _main_methods(orders: Sequence[int]) -> tuple[Method, ...]:
+    return (*PLAIN, FewerSteps(compiled=True), *(Ours(order, "module") for order in orders), Ours(1, "stack"), *_peers())
 
 
 def call_path_methods() -> tuple[Method, ...]:
