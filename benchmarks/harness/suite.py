@@ -17,7 +17,7 @@ from taylorseer_fx.bench.verdict import verdict
 from taylorseer_fx.bench.workloads import PipelineWorkload, digits, dit_xl2_256, flux, sd3, tiny_pipelines, wan
 from taylorseer_fx.digits import NUM_CLASSES
 
-DEFAULT = ("digits", "dit-xl2", "tiny-fluxpipeline")  # 22 minutes on two cores, with the "main" methods and warm starts
+DEFAULT = ("digits", "dit-xl2", "tiny-fluxpipeline")
 CHOICES = ("few", "main", "all")
 PLAIN: tuple[Method, ...] = (Plain(compiled=False), Plain(compiled=True))
 
@@ -97,7 +97,7 @@ def entries() -> dict[str, Entry]:
     tiny = {workload.name.replace(" ", "-").lower(): workload for workload in tiny_pipelines()}
     return {
         "digits": Entry(digits, every_method, low_order_methods),
-        "dit-xl2": Entry(partial(dit_xl2_256, num_layers=4, num_steps=20), main_methods, few_methods),
+        "dit-xl2": Entry(partial(dit_xl2_256, num_layers=2, num_steps=20), main_methods, few_methods),
         "flux": Entry(flux, main_methods, few_methods),
         "sd3": Entry(sd3, joint_methods, few_methods),
         "wan": Entry(wan, main_methods, few_methods),
