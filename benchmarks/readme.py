@@ -8,9 +8,10 @@ from typing import Any
 
 from taylorseer_fx.bench import claims_report
 from taylorseer_fx.bench.claims_report import Claims
-from taylorseer_fx.bench.results import Report, WorkloadResult
+from taylorseer_fx.bench.results import Report, Row, WorkloadResult
 from taylorseer_fx.bench.tables import machine
-from taylorseer_fx.demo.results import HEADINGS, Row
+from taylorseer_fx.bench.verdict import standing
+from taylorseer_fx.demo import results as demo
 from taylorseer_fx.text import format_bytes
 
 
@@ -34,7 +35,7 @@ def with_tables(text: str, results: Path) -> str:
 
 
 def _demo(source: dict[str, Any]) -> str:
-    header, *lines = zip(HEADINGS, *(Row(**row).cells() for row in source["rows"]), strict=True)
+    header, *lines = zip(demo.HEADINGS, *(demo.Row(**row).cells() for row in source["rows"]), strict=True)
     caption = (
         f"{source['num_images']} digits, {source['num_steps']} DDIM steps with guidance, order {source['order']}, schedule "
         f"`{source['schedule']}`. {_machine(source)}"
@@ -188,7 +189,17 @@ _COLUMNS = (
     "of its ceiling",
     "PSNR, dB",
     "kept between steps",
+    "peak memory",
     "graphs, breaks, recompiles",
+)
+
+
+_STANDINGS = (
+    "random weights, over torch.compile (off its own full run)",
+    "full steps",
+    "ours, the fastest",
+    "the next at equal full steps",
+    "fewer steps",
 )
 
 
@@ -196,9 +207,9 @@ def _comparison(source: dict[str, Any]) -> str:
     report = Report.from_json(json.dumps(source))
     trained = [result for result in report.workloads if result.trained]
     parts = [_trained(result) for result in trained]
-    rows = [(*_geometry(result), result.verdict) for result in report.workloads if not result.trained]
-    if rows:
-        parts.append(_markdown(("random weights", "off its full run: ours / fewer steps", "speed"), rows))
+    others = [result for result in report.workloads if not result.trained]
+    if others:
+        parts += [_markdown(_STANDINGS, list(map(_geometry, others))), *_not_the_fastest(others)]
     return "\n\n".join([*parts, machine(report)])
 
 
@@ -217,6 +228,7 @@ def _trained(result: WorkloadResult) -> str:
                 f"{row.realised:.0%}" if row.counts and row.realised else "-",
                 f"{row.psnr_db:.1f}" if row.psnr_db is not None else "-",
                 format_bytes(row.held_bytes) if row.held_bytes is not None else "-",
+                format_bytes(row.peak_bytes) if row.peak_bytes is not None else "-",
                 f"{row.graphs}, {row.graph_breaks}, {row.recompiles}" if row.graphs else "-",
             )
         )
@@ -225,11 +237,26 @@ def _trained(result: WorkloadResult) -> str:
     return f"{intro}\n\n{_markdown(_COLUMNS, rows)}\n\n{result.verdict}"
 
 
-def _geometry(result: WorkloadResult) -> tuple[str, str]:
-    ours = [row.relative_l2 for row in result.rows if row.counts and row.family == "ours, module" and row.relative_l2 is not None]
-    fewer = [row.relative_l2 for row in result.rows if row.counts and row.family == "fewer steps" and row.relative_l2 is not None]
-    off = f"{min(ours):.1%} / {min(fewer):.1%}" if ours and fewer else "-"
-    return result.workload + (f" ({result.reduced})" if result.reduced else ""), off
+def _geometry(result: WorkloadResult) -> tuple[str, ...]:
+    found = standing(result.rows, result.schedule)
+    name = result.workload + (f" ({result.reduced})" if result.reduced else "")
+    full_steps = f"{len(result.schedule)} of {result.num_steps}"
+    if found is None:
+        return (name, full_steps, "-", "-", "-")
+    return (name, full_steps, *map(_standing, (found.ours, next(iter(found.same), None), found.fewer)))
+
+
+def _standing(row: Row | None) -> str:
+    if row is None:
+        return "-"
+    off = "" if row.relative_l2 is None else f" ({row.relative_l2:.1%})"
+    return f"{row.method.removeprefix('ours, ')}: {row.speedup:.2f}x{off}"
+
+
+def _not_the_fastest(results: Sequence[WorkloadResult]) -> list[str]:
+    """The whole verdict, where another is as fast."""
+    found = [(result, standing(result.rows, result.schedule)) for result in results]
+    return [f"{result.workload}: {result.verdict}" for result, place in found if place is None or place.faster or place.elsewhere]
 
 
 def _published(source: dict[str, Any]) -> str:

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.profiler import ProfilerActivity, profile
 
 from taylorseer_fx import plan, taylorseer_backend
+from taylorseer_fx.bench.observing import with_peak_bytes
 from taylorseer_fx.runtime.buffers import BufferLayout
 from tests.zoo import MODELS, dit, tiny, tiny_inputs
 
@@ -126,19 +126,6 @@ def test_generations_share_buffers(recorded):
             assert len(recorded.alive_before) == 1
 
 
-def peak_bytes(call: Any) -> int:
-    """Most that was allocated at once on the CPU in a call, over what was there before it; read off the profiler's events."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        result = call()
-    del result
-    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
-    total = peak = 0
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        total += event.nbytes()
-        peak = max(peak, total)
-    return peak
-
-
 @pytest.mark.inductor
 def test_forecast_step_peak():
     """Beside buffers and output, a forecast step holds at most two hidden states, at order 4; a full step several times that.
@@ -154,7 +141,7 @@ def test_forecast_step_peak():
     for step in range(5):
         compiled(**zoo.inputs(step))
     steps = [zoo.inputs(5), zoo.inputs(6)]
-    forecast, full = (peak_bytes(lambda inputs=inputs: compiled(**inputs)) for inputs in steps)
+    forecast, full = (with_peak_bytes(lambda inputs=inputs: compiled(**inputs))[1] for inputs in steps)
     assert (backend.stats().full_calls, backend.stats().forecast_calls) == (4, 3)
     hidden_bytes = 2 * 256 * 64 * 4
     output_bytes = compiled(**zoo.inputs(7))[0].nbytes

@@ -58,11 +58,12 @@ def print_result(result: WorkloadResult, console: Console) -> None:
     """Table, verdict, reasons."""
     console.rule(f"[bold]{result.workload}[/bold]")
     console.print(describe(result), highlight=False)
-    header, rows = cells(result, brief=True)
+    header, lines = cells(result, brief=True)
     table = Table(header_style="bold", box=None, pad_edge=False)
     for i, name in enumerate(header):
-        table.add_column(name, justify="right" if i else "left", no_wrap=True)
-    for row, line in zip(result.rows, rows, strict=True):
+        width = max(len(line[i]) for line in (header, *lines))  # of numbers all is shown, a method's name may be broken
+        table.add_column(name, justify="right" if i else "left", min_width=width if i else None)
+    for row, line in zip(result.rows, lines, strict=True):
         table.add_row(*line, style="" if row.counts else "dim")
     console.print(table)
     for row in result.rows:

@@ -15,7 +15,7 @@ from taylorseer_fx.bench import fidelity
 from taylorseer_fx.bench.counting import Counts, count_eager, count_ours
 from taylorseer_fx.bench.methods.official import OfficialHooks
 from taylorseer_fx.bench.methods.plain import Plain
-from taylorseer_fx.bench.observing import DynamoFacts, Observation, graph_call_median, live_tensor_bytes, observe
+from taylorseer_fx.bench.observing import DynamoFacts, Observation, graph_call_median, live_tensor_bytes, observe, with_peak_bytes
 from taylorseer_fx.bench.results import Row
 from taylorseer_fx.bench.running import Case, Clocked, Method, NotInstalledError, Runner, clocked_run
 
@@ -73,18 +73,21 @@ class Bench:
         gc.collect()  # what the method before left
         live_before = live_tensor_bytes()
         runner, first, warm_start, facts = self._started(method)
+        gc.collect()
+        held_before = live_tensor_bytes() - live_before
         seen = observe(runner)
         if seen.result.shape != self.reference.result.shape or not bool(torch.isfinite(seen.result).all()):
             return dataclasses.replace(row, reason=f"the result is not finite, or of shape {tuple(seen.result.shape)}")
         counts, counted_result = self._counted(method, runner, seen)
-        repeatable = torch.equal(runner.run(), seen.result)
+        again, allocated = with_peak_bytes(runner.run)
         timed = self._timed(runner)
         row = dataclasses.replace(
             row,
             status="ok",
             num_steps=runner.num_steps,
             held_bytes=max(0, seen.live_bytes - live_before - self.plain_held),
-            repeatable=repeatable,
+            peak_bytes=max(0, held_before + allocated),
+            repeatable=torch.equal(again, seen.result),
             agrees_with_eager=fidelity.relative_l2(seen.result, counted_result),
             **self._count_figures(counts),
             **(dataclasses.asdict(facts) if method.compiled else {}),

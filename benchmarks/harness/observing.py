@@ -1,9 +1,13 @@
-"""One run that is looked at and not timed: result, trajectory, what is kept in memory between steps, calls of compiled graphs."""
+"""Runs that are looked at and not timed: result, trajectory, memory kept and at its peak, calls of compiled graphs."""
 
 import gc
+import os
 import statistics
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -14,8 +18,11 @@ from torch._dynamo.utils import (
     set_compilation_metrics_limit,
 )
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.profiler import ProfilerActivity, profile
 
 from taylorseer_fx.bench.running import Runner
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -77,6 +84,40 @@ def live_tensor_bytes() -> int:
             except (RuntimeError, NotImplementedError):  # subclasses and functional wrappers have none of their own
                 continue
     return sum(storages.values())
+
+
+def with_peak_bytes(call: Callable[[], Result]) -> tuple[Result, int]:
+    """What ``call`` returns, and the most that was allocated on the CPU at once in it, over what was there before it: the
+    profiler sees every allocation, of compiled code as well.
+    """
+    profiler = profile(activities=[ProfilerActivity.CPU], profile_memory=True)
+    with _silent_stderr():
+        profiler.start()
+    try:
+        result = call()
+    finally:
+        with _silent_stderr():
+            profiler.stop()
+    seen: Any = profiler.profiler
+    events = [event for event in seen.kineto_results.events() if event.name() == "[memory]"]
+    total = peak = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        total += event.nbytes()
+        peak = max(peak, total)
+    return result, peak
+
+
+@contextmanager
+def _silent_stderr() -> Iterator[None]:
+    """On which the profiler's C++ code says at every log level that it starts and stops, in the midst of a progress bar."""
+    kept = os.dup(2)
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def graph_call_median(calls: tuple[int, ...], steps: tuple[int, ...]) -> float | None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 STATUSES = ("ok", "cached nothing", "failed", "not installed")
 _REPORTED = ("torch", "diffusers", "taylorseer-fx", "cache-dit", "numpy", "scikit-learn")
 
@@ -22,8 +22,9 @@ class Row:
     """One method on one workload. Ratios are against plain ``torch.compile`` with every step in full, run right beside it.
 
     ``full_steps`` were counted. ``ceiling``: FLOPs of the run in full over FLOPs of this one. ``speedup_low`` and ``_high`` are
-    the least and the most of the rounds, ``speedup`` their median. ``held_bytes``: tensors kept from step to step. Fidelity is
-    against the eager run in full from the same noise; PSNR and SSIM only where the weights are trained.
+    the least and the most of the rounds, ``speedup`` their median. ``held_bytes``: tensors kept from step to step;
+    ``peak_bytes``: the most alive at once in a run; both without the weights. Fidelity is against the eager run in full from the
+    same noise; PSNR and SSIM only where the weights are trained.
     """
 
     method: str
@@ -46,6 +47,7 @@ class Row:
     compile_seconds: float | None = None
     warm_start_seconds: float | None = None
     held_bytes: int | None = None
+    peak_bytes: int | None = None
     graphs: int | None = None
     graph_breaks: int | None = None
     recompiles: int | None = None

@@ -24,6 +24,7 @@ def _method(row: Row) -> str:
 
 _SHORT = {"cached nothing": "idle", "failed": "failed", "not installed": "absent"}  # told in full below the table
 _KEPT: _Column = ("kept", lambda row: "-" if row.held_bytes is None else format_bytes(row.held_bytes))
+_PEAK: _Column = ("peak", lambda row: "-" if row.peak_bytes is None else format_bytes(row.peak_bytes))
 _SPEED: tuple[_Column, ...] = (
     ("method", _method),
     ("full steps", lambda row: f"{len(row.full_steps)} of {row.num_steps}" if row.num_steps else "-"),
@@ -33,7 +34,9 @@ _SPEED: tuple[_Column, ...] = (
     ("full, ms", lambda row: _number(row.full_step_ms, ".1f")),
     ("forecast, ms", lambda row: _number(row.forecast_step_ms, ".2f")),
     ("compile, s", lambda row: _number(row.compile_seconds, ".0f")),
+    ("warm start, s", lambda row: _number(row.warm_start_seconds, ".0f")),
     _KEPT,
+    _PEAK,
     ("graphs/breaks/recompiles", lambda row: f"{row.graphs}/{row.graph_breaks}/{row.recompiles}" if row.graphs else "-"),
     (
         "calls full/forecast",
@@ -71,7 +74,7 @@ def cells(result: WorkloadResult, brief: bool = False) -> tuple[list[str], list[
     """Header and rows; ``brief`` is as much as 80 columns of a terminal have room for."""
     columns = columns_of(result)
     if brief:
-        columns = (*_TERMINAL, (_QUALITY if result.trained else _OFF)[0], _KEPT)
+        columns = (*_TERMINAL, _QUALITY[0] if result.trained else ("off", _OFF[0][1]), _KEPT)
     return [name for name, _ in columns], [[render(row) for _, render in columns] for row in result.rows]
 
 

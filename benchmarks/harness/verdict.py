@@ -1,29 +1,55 @@
 """Is ours the fastest at equal full steps? Said in words, from the rows."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from taylorseer_fx.bench.results import Row
 
 
+@dataclass(frozen=True)
+class Standing:
+    """Rows that count. ``ours``: the fastest of ours. ``same``: others that executed just the schedule. ``elsewhere``: those
+    that executed other steps and are as fast. ``fewer``: the fastest that takes only as many steps. All from fast to slow.
+    """
+
+    ours: Row
+    same: tuple[Row, ...]
+    elsewhere: tuple[Row, ...]
+    fewer: Row | None
+
+    @property
+    def faster(self) -> tuple[Row, ...]:
+        """Of ``same``, as fast as ours or faster."""
+        return tuple(row for row in self.same if _speed(row) >= _speed(self.ours))
+
+
+def standing(rows: Sequence[Row], schedule: Sequence[int]) -> Standing | None:
+    """None if no row of ours counts."""
+    counted = sorted((row for row in rows if row.counts and row.speedup), key=_speed, reverse=True)
+    ours = next((row for row in counted if row.family.startswith("ours")), None)
+    if ours is None:
+        return None
+    peers = [row for row in counted if row.num_steps == ours.num_steps and not row.family.startswith("ours")]
+    return Standing(
+        ours,
+        tuple(row for row in peers if row.full_steps == tuple(schedule)),
+        tuple(row for row in peers if row.full_steps != tuple(schedule) and _speed(row) >= _speed(ours)),
+        next((row for row in counted if row.family == "fewer steps"), None),
+    )
+
+
 def verdict(rows: Sequence[Row], schedule: Sequence[int]) -> str:
     """Rows that count and executed just ``schedule`` are compared; others that are as fast are named beside them."""
-    ours = [row for row in rows if row.counts and row.family.startswith("ours") and row.speedup]
-    if not ours:
+    found = standing(rows, schedule)
+    if found is None:
         return "No row of ours counts: nothing can be said."
-    best = max(ours, key=_speed)
-    peers = [row for row in rows if row.counts and row.num_steps == best.num_steps and not row.family.startswith("ours")]
-    same = [row for row in peers if row.full_steps == tuple(schedule)]
-    others = sorted((row for row in same if _speed(row) >= _speed(best)), key=_speed, reverse=True)
     head = f"At the same {len(schedule)} full steps the fastest row is "
-    if others:
-        faster = "; ".join(f"{row.method}, {_speed(row):.2f}x{_quality(row)}" for row in others)
-        text = f"{head}not ours ({best.method}, {_speed(best):.2f}x{_quality(best)}) but {faster}."
+    if found.faster:
+        text = f"{head}not ours ({_told(found.ours)}) but {'; '.join(map(_told, found.faster))}."
     else:
-        next_best = max(same, key=_speed, default=None)
-        beside = f", the next {next_best.method}, {_speed(next_best):.2f}x{_quality(next_best)}" if next_best else ""
-        text = f"{head}ours: {best.method}, {_speed(best):.2f}x{_quality(best)}{beside}."
-    elsewhere = [row for row in peers if row.full_steps != tuple(schedule) and _speed(row) >= _speed(best)]
-    return " ".join(filter(None, [text, _elsewhere(elsewhere), _fewer(rows), _excluded(rows)]))
+        beside = f", the next {_told(found.same[0])}" if found.same else ""
+        text = f"{head}ours: {_told(found.ours)}{beside}."
+    return " ".join(filter(None, [text, _elsewhere(found.elsewhere), _fewer(found.fewer), _excluded(rows)]))
 
 
 def _elsewhere(rows: Sequence[Row]) -> str:
@@ -31,17 +57,17 @@ def _elsewhere(rows: Sequence[Row]) -> str:
     return f"As fast or faster at other full steps: {'; '.join(named)}." if named else ""
 
 
-def _fewer(rows: Sequence[Row]) -> str:
-    fewer = [row for row in rows if row.counts and row.family == "fewer steps" and row.speedup]
-    if not fewer:
-        return ""
-    best = max(fewer, key=_speed)
-    return f"Taking only as many steps ({best.method}) is {_speed(best):.2f}x{_quality(best)}."
+def _fewer(row: Row | None) -> str:
+    return f"Taking only as many steps ({row.method}) is {_speed(row):.2f}x{_quality(row)}." if row else ""
 
 
 def _excluded(rows: Sequence[Row]) -> str:
     idle = [row.method for row in rows if row.status == "cached nothing"]
     return f"Cached nothing, so not compared: {'; '.join(idle)}." if idle else ""
+
+
+def _told(row: Row) -> str:
+    return f"{row.method}, {_speed(row):.2f}x{_quality(row)}"
 
 
 def _speed(row: Row) -> float:

@@ -16,6 +16,7 @@ from taylorseer_fx.bench.methods.diffusers_caches import FirstBlockCache, MagCac
 from taylorseer_fx.bench.methods.official import OfficialHooks
 from taylorseer_fx.bench.methods.ours import Ours
 from taylorseer_fx.bench.methods.plain import FewerSteps, Plain
+from taylorseer_fx.bench.observing import with_peak_bytes
 from taylorseer_fx.bench.running import Case, Runner
 from taylorseer_fx.bench.suite import CHOICES, PLAIN, entries, every_method, main_methods, run_workload
 from taylorseer_fx.bench.tables import cells
@@ -218,6 +219,14 @@ def test_kept_bytes(dit):
     expected = 2 * 4 * 2 * 16 * 16 * 4
     for method in (ours(1), OfficialHooks(1)):
         assert dit.measure(method).held_bytes == pytest.approx(expected, rel=0.2)
+
+
+def test_peak_bytes(dit):
+    """Every allocation counts, beside what the method kept from the run before: in full, an MLP's hidden state at the least."""
+    assert with_peak_bytes(lambda: (torch.ones(1000) + 1).sum())[1] == pytest.approx(2 * 4000, abs=100)
+    full, forecast = dit.measure(Plain(compiled=False)), dit.measure(ours(1))
+    assert full.peak_bytes > 2 * 16 * 4 * 16 * 4
+    assert forecast.peak_bytes > full.peak_bytes + forecast.held_bytes / 2
 
 
 def test_verdict_names_who_is_faster(dit):

@@ -33,6 +33,7 @@ ROW = Row(
     trajectory_error=(0.0, 0.01, 0.05, 0.08, 0.1),
     psnr_db=30.0,
     held_bytes=1024,
+    peak_bytes=4096,
 )
 RESULT = WorkloadResult("work", "2 blocks of 28", True, 4, (0, 2), 3, 1000, 0.1, 0.01, (ROW,), "ours.")
 REPORT = Report((RESULT,), MACHINE)
@@ -51,7 +52,7 @@ def test_schema():
     (workload,) = content["workloads"]
     assert {"workload", "schedule", "plain_step_flops", "rows", "verdict"} <= set(workload)
     (row,) = workload["rows"]
-    assert {"method", "status", "full_steps", "speedup", "psnr_db", "held_bytes", "graphs"} <= set(row)
+    assert {"method", "status", "full_steps", "speedup", "psnr_db", "held_bytes", "peak_bytes", "graphs"} <= set(row)
     assert row["status"] in STATUSES
 
 
