@@ -73,20 +73,17 @@ class Bench:
         gc.collect()  # what the method before left
         live_before = live_tensor_bytes()
         runner, first, warm_start, facts = self._started(method)
-        gc.collect()
-        held_before = live_tensor_bytes() - live_before
-        seen = observe(runner)
+        seen, again, peak_bytes = _observed_twice(runner, live_before)
         if seen.result.shape != self.reference.result.shape or not bool(torch.isfinite(seen.result).all()):
             return dataclasses.replace(row, reason=f"the result is not finite, or of shape {tuple(seen.result.shape)}")
         counts, counted_result = self._counted(method, runner, seen)
-        again, allocated = with_peak_bytes(runner.run)
         timed = self._timed(runner)
         row = dataclasses.replace(
             row,
             status="ok",
             num_steps=runner.num_steps,
             held_bytes=max(0, seen.live_bytes - live_before - self.plain_held),
-            peak_bytes=max(0, held_before + allocated),
+            peak_bytes=peak_bytes,
             repeatable=torch.equal(again, seen.result),
             agrees_with_eager=fidelity.relative_l2(seen.result, counted_result),
             **self._count_figures(counts),
@@ -177,6 +174,20 @@ class Bench:
         samples = torch.cat(drawn)
         distance = feature_space().distance(samples)
         return {"frechet": distance, "frechet_samples": len(samples), "class_accuracy": self.judge(samples)}
+
+
+def _observed_twice(runner: Runner, live_before: int) -> tuple[Observation, torch.Tensor, int]:
+    """A run that is observed, the result of another one, and the most that was alive in that."""
+    seen: list[Observation] = []
+    held: list[int] = []
+
+    def observe_once() -> None:
+        seen.append(observe(runner))
+        gc.collect()
+        held.append(live_tensor_bytes() - live_before - seen[0].nbytes)
+
+    again, allocated = with_peak_bytes(runner.run, observe_once)
+    return seen[0], again, max(0, held[0] + allocated)
 
 
 @dataclass(frozen=True)

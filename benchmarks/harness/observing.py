@@ -3,10 +3,10 @@
 import gc
 import os
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any, TypeVar
 
 import torch
@@ -18,11 +18,12 @@ from torch._dynamo.utils import (
     set_compilation_metrics_limit,
 )
 from torch._subclasses.fake_tensor import FakeTensor
-from torch.profiler import ProfilerActivity, profile
+from torch.profiler import ProfilerActivity, profile, record_function
 
 from taylorseer_fx.bench.running import Runner
 
 Result = TypeVar("Result")
+_CALL = "the call whose peak is looked for"
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,11 @@ class Observation:
     trajectory: tuple[Tensor, ...]
     live_bytes: int
     graph_calls: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Of what it holds itself."""
+        return sum(tensor.nbytes for tensor in (*self.trajectory, self.result))
 
 
 def observe(runner: Runner, seed: int = 0) -> Observation:
@@ -86,30 +92,30 @@ def live_tensor_bytes() -> int:
     return sum(storages.values())
 
 
-def with_peak_bytes(call: Callable[[], Result]) -> tuple[Result, int]:
+def with_peak_bytes(call: Callable[[], Result], before: Callable[[], object] = lambda: None) -> tuple[Result, int]:
     """What ``call`` returns, and the most that was allocated on the CPU at once in it, over what was there before it: the
-    profiler sees every allocation, of compiled code as well.
+    profiler sees every allocation, of compiled code as well. It sees a tensor go only if it saw it come: what ``call`` lets go
+    must have been made in it or in ``before``.
     """
-    profiler = profile(activities=[ProfilerActivity.CPU], profile_memory=True)
-    with _silent_stderr():
-        profiler.start()
-    try:
-        result = call()
-    finally:
-        with _silent_stderr():
-            profiler.stop()
+    with _silent_stderr(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        before()
+        with record_function(_CALL):
+            result = call()
     seen: Any = profiler.profiler
-    events = [event for event in seen.kineto_results.events() if event.name() == "[memory]"]
-    total = peak = 0
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        total += event.nbytes()
-        peak = max(peak, total)
-    return result, peak
+    return result, _peak(seen.kineto_results.events())
+
+
+def _peak(events: Sequence[Any]) -> int:
+    """Of the profiler's events, since the call began."""
+    begun = next(event.start_ns() for event in events if event.name() == _CALL)
+    memory = sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]")
+    peak: int = max(0, *accumulate(nbytes for start, nbytes in memory if start >= begun))
+    return peak
 
 
 @contextmanager
 def _silent_stderr() -> Iterator[None]:
-    """On which the profiler's C++ code says at every log level that it starts and stops, in the midst of a progress bar."""
+    """The profiler's C++ code says on it, at every log level and in the midst of a progress bar, that it starts and stops."""
     kept = os.dup(2)
     with open(os.devnull, "w") as nowhere:
         os.dup2(nowhere.fileno(), 2)

@@ -88,8 +88,20 @@ def workload_markdown(result: WorkloadResult) -> str:
     header, rows = cells(result)
     failed = [row for row in result.rows if row.reason]
     reasons = "\n".join(f"- {row.method}: {row.status}, {row.reason}" for row in failed)
-    parts = [f"## {result.workload}", describe(result), markdown_table(header, rows), result.verdict, reasons]
+    parts = [f"## {result.workload}", describe(result), markdown_table(header, rows), _frechet(result), result.verdict, reasons]
     return "\n\n".join(part for part in parts if part)
+
+
+def _frechet(result: WorkloadResult) -> str:
+    """What the column means, where there is one."""
+    samples = [row.frechet_samples for row in result.rows if row.frechet_samples]
+    if not samples:
+        return ""
+    return (
+        f"Frechet: distance from the real digits, {min(samples)} samples a row, in the features of a classifier fitted on them; "
+        "not Inception FID. Guidance moves the run in full away from the real digits by this measure, so a row below it is not "
+        "the better for it: what counts is how near a row is to torch.compile's."
+    )
 
 
 def describe(result: WorkloadResult) -> str:

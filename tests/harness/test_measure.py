@@ -224,9 +224,10 @@ def test_kept_bytes(dit):
 def test_peak_bytes(dit):
     """Every allocation counts, beside what the method kept from the run before: in full, an MLP's hidden state at the least."""
     assert with_peak_bytes(lambda: (torch.ones(1000) + 1).sum())[1] == pytest.approx(2 * 4000, abs=100)
-    full, forecast = dit.measure(Plain(compiled=False)), dit.measure(ours(1))
+    full, *forecasts = (dit.measure(method) for method in (Plain(compiled=False), ours(1), OfficialHooks(1)))
     assert full.peak_bytes > 2 * 16 * 4 * 16 * 4
-    assert forecast.peak_bytes > full.peak_bytes + forecast.held_bytes / 2
+    for forecast in forecasts:  # what was kept is neither forgotten because it was there before, nor counted twice
+        assert 0.7 < (forecast.peak_bytes - full.peak_bytes) / forecast.held_bytes < 1.7
 
 
 def test_verdict_names_who_is_faster(dit):
