@@ -188,7 +188,7 @@ def sd3(num_layers: int = 3, size: int = 128, num_steps: int = 20) -> PipelineWo
     )
 
 
-def wan(num_layers: int = 3, size: int = 64, num_frames: int = 9, num_steps: int = 20) -> PipelineWorkload:
+def wan(num_layers: int = 2, size: int = 64, num_frames: int = 9, num_steps: int = 20) -> PipelineWorkload:
     """Wan 2.1 1.3B at full width; guidance is two calls a step."""
     text_length, tokens = 32, (size // 16) ** 2 * ((num_frames - 1) // 4 + 1)
     return PipelineWorkload(
