@@ -7,6 +7,7 @@ from typing import Any
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from taylorseer_fx.bench.results import Report, Row, WorkloadResult
 
@@ -96,6 +97,7 @@ def _trajectory(result: WorkloadResult) -> Figure | None:
     axis.set_yscale("log")
     axis.set_ylim(bottom=1e-4)
     axis.set_xlabel("step (vertical lines: full steps)")
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.set_ylabel("relative L2 distance from the full run's latents")
     axis.set_title(f"{result.workload}: error along the trajectory")
     figure.legend(loc="outside right upper", fontsize=9)
