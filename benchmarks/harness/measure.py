@@ -111,6 +111,7 @@ class Bench:
             facts = DynamoFacts.read()
             if self.settings.warm_start and method.compiled:
                 DynamoFacts.forget()
+                del runner
                 runner = method.prepare(self.case)
                 warm = clocked_run(runner)
         return runner, first, warm, facts
@@ -178,6 +179,7 @@ class Bench:
 
 def _observed_twice(runner: Runner, live_before: int) -> tuple[Observation, torch.Tensor, int]:
     """A run that is observed, the result of another one, and the most that was alive in that."""
+    gc.collect()  # else what a warm start's first pipeline kept would count for the second
     seen: list[Observation] = []
     held: list[int] = []
 
