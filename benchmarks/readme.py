@@ -209,7 +209,7 @@ def _comparison(source: dict[str, Any]) -> str:
     parts = [_trained(result) for result in trained]
     others = [result for result in report.workloads if not result.trained]
     if others:
-        parts += [_markdown(_STANDINGS, list(map(_geometry, others))), *_not_the_fastest(others)]
+        parts += [_markdown(_STANDINGS, list(map(_geometry, others))), *_not_the_fastest(others), _smoothness(others)]
     return "\n\n".join([*parts, machine(report)])
 
 
@@ -257,6 +257,22 @@ def _not_the_fastest(results: Sequence[WorkloadResult]) -> list[str]:
     """The whole verdict, where another is as fast."""
     found = [(result, standing(result.rows, result.schedule)) for result in results]
     return [f"{result.workload}: {result.verdict}" for result, place in found if place is None or place.faster or place.elsewhere]
+
+
+def _smoothness(results: Sequence[WorkloadResult]) -> str:
+    """Whether the fidelity of random weights says anything."""
+    nearer, not_nearer = [], []
+    for result in results:
+        found = standing(result.rows, result.schedule)
+        if found is not None and found.fewer is not None:
+            is_nearer = (found.ours.relative_l2 or 0) < (found.fewer.relative_l2 or 0)
+            (nearer if is_nearer else not_nearer).append(result.workload)
+    text = "Random weights are smooth along the trajectory too, where this ends nearer to the run in full than fewer steps do: "
+    return f"{text}{len(nearer)} of {len(nearer) + len(not_nearer)}{_except(not_nearer)}."
+
+
+def _except(names: Sequence[str]) -> str:
+    return f", not {', '.join(names)}" if names else ""
 
 
 def _published(source: dict[str, Any]) -> str:
