@@ -3,6 +3,7 @@ nothing out is marked and not compared; whatever fails says why, and the others 
 """
 
 import sys
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cache, partial
 
@@ -228,6 +229,28 @@ def test_peak_bytes(dit):
     assert full.peak_bytes > 2 * 16 * 4 * 16 * 4
     for forecast in forecasts:  # what was kept is neither forgotten because it was there before, nor counted twice
         assert 0.7 < (forecast.peak_bytes - full.peak_bytes) / forecast.held_bytes < 1.7
+
+
+@dataclass(frozen=True)
+class Keeping(Plain):
+    """Keeps a mebibyte in a ring that only the garbage collector ends."""
+
+    compiled: bool = True
+
+    def prepare(self, case: Case) -> Runner:
+        runner = Plain(compiled=False).prepare(case)
+        ring: list[object] = [torch.zeros(2**18)]
+        ring.append(ring)
+        runner.context = lambda: nullcontext(ring)
+        return runner
+
+
+def test_kept_bytes_of_one_start(dit):
+    """What the first of two starts kept isn't counted for the second."""
+    bench = Bench(dit.case, MeasureSettings(rounds=1, warm_start=True), compile_baseline=False)
+    row = bench.measure(Keeping())
+    assert row.warm_start_seconds is not None
+    assert row.held_bytes == pytest.approx(2**20, rel=0.01)
 
 
 def test_verdict_names_who_is_faster(dit):
