@@ -77,7 +77,7 @@ def _label_orders(axis: Any, rows: Sequence[Row], colour: Any) -> None:
 
 def _trajectory(result: WorkloadResult) -> Figure | None:
     """One line a family: its best row, since compiled and eager forms of one method lie upon each other."""
-    rows = [row for row in result.rows if row.counts and row.trajectory_error and (row.relative_l2 or 0) > 1e-4]
+    rows = [row for row in result.rows if row.counts and max(row.trajectory_error, default=0.0) > 1e-4]
     best: dict[str, Row] = {}
     for row in rows:
         if row.family not in best or (row.relative_l2 or 0) < (best[row.family].relative_l2 or 0):
@@ -96,7 +96,7 @@ def _trajectory(result: WorkloadResult) -> Figure | None:
         axis.axvline(step, color="black", alpha=0.08, linewidth=1)
     axis.set_yscale("log")
     axis.set_ylim(bottom=1e-4)
-    axis.set_xlabel("step (vertical lines: full steps)")
+    axis.set_xlabel("step (vertical lines: full steps; the last point: the result)")
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.set_ylabel("relative L2 distance from the full run's latents")
     axis.set_title(f"{result.workload}: error along the trajectory")

@@ -106,3 +106,11 @@ def test_plots(tmp_path):
     assert [path.name for path in written] == ["work-quality.png", "work-trajectory.png", "work-steps.png"]
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in written)
     assert save_plots(Report((replace(RESULT, rows=(replace(ROW, status="failed"),)),), MACHINE), tmp_path / "none") == []
+
+
+@pytest.mark.parametrize(("errors", "is_drawn"), [((0.0, 0.05, 1e-5), True), ((0.0, 1e-7, 1e-5), False)])
+def test_a_line_for_whoever_left_the_trajectory(tmp_path, errors, is_drawn):
+    """At some step, even where the decoded result hardly shows it."""
+    rows = (replace(ROW, trajectory_error=errors, relative_l2=errors[-1]),)
+    written = save_plots(Report((replace(RESULT, rows=rows),), MACHINE), tmp_path)
+    assert ("work-trajectory.png" in [path.name for path in written]) == is_drawn
