@@ -42,13 +42,14 @@ def _has_few_rows(node: fx.Node) -> bool:
     meta, value = tensor_meta(rows), tensor_meta(weight)
     if meta is None or value is None or meta.device.type != "cpu" or weight.target is not aten.permute.default:
         return False
-    return isinstance(meta.shape[0], int) and meta.shape[0] in ROWS and value.stride(0) == 1
+    return isinstance(meta.shape[0], int) and meta.shape[0] in ROWS and value.stride(0) == 1 and weight.args[1] == [1, 0]
 
 
 def _rewritten(emit: Emit, node: fx.Node) -> fx.Node:
     *addend, rows, weight = node.args
+    assert isinstance(weight, fx.Node)
     columns = emit(aten.permute.default, rows, [1, 0])
-    product = emit(aten.mm.default, emit(aten.permute.default, weight, [1, 0]), columns)
+    product = emit(aten.mm.default, weight.args[0], columns)
     result = emit(aten.permute.default, product, [1, 0])
     result = emit(aten.add.Tensor, result, addend[0]) if addend else result
     row_by_row = [result.meta["val"].shape[1], 1]

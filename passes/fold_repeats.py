@@ -4,24 +4,27 @@
     after:   %x1 = invoke_subgraph(%block, "block", %x0, %b1, ...)  %x2 = invoke_subgraph(%block, "block", %x1, %b2, ...)
 
 The stream of a forecast step is a chain: a feature's polynomial joins it at one node. What is first needed to reach that node,
-its gates among it, is a link. Links of a few features in a row (as many as leaves least to compile) that are the same but for
-their inputs become calls. A graph of symbolic shapes stays as it is: Inductor takes no such operands. So does one for a GPU: a
-call costs the host 20 to 50 us, which a forecast step has to spare on a CPU alone.
+its gates among it, is a link; what the whole model shares, the embedding of the time say, is none. Links of a few features in a
+row (as many as leaves least to compile) that are the same but for their inputs become calls. So that the first is like the
+others, the stream before it is laid out in memory as it is between them. A graph of symbolic shapes stays as it is: Inductor
+takes no such operands. So does one for a GPU: a call costs the host 20 to 50 us, which a forecast step has to spare on a CPU
+alone.
 
-Compiling the forecast step of DiT-XL/2, two threads (AMD EPYC, torch 2.13): 9.3 s before and 5.2 s after.
+Compiling the forecast step of DiT-XL/2, two threads (AMD EPYC, torch 2.13): 9.3 s before and 4.5 s after.
 """
 
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from operator import getitem
+from functools import reduce
+from operator import getitem, or_
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 from torch._inductor.inductor_prims import force_stride_order
 
-from taylorseer_fx.passes.emit import attribute, graph_module, outputs, placeholder
+from taylorseer_fx.passes.emit import attribute, emitter, graph_fake_mode, graph_module, outputs, placeholder
 from taylorseer_fx.passes.ops import tensor_meta
 
 LONGEST = 6  # features of a link: attention, cross-attention and MLP of two streams
@@ -33,17 +36,15 @@ invoke_subgraph = torch.ops.higher_order.invoke_subgraph
 
 @dataclass(frozen=True)
 class _Link:
-    """Nodes in order; what they take from outside and what is read of them there, in order of appearance.
+    """Nodes in order, what they take from outside in order of appearance, and the places of those that are read there.
 
-    ``key``: equal for links that are the same but for their inputs. ``is_closed``: tensors go in and out, and none that comes out
-    shares memory with another, which Inductor would not know.
+    ``key``: equal for links that are the same but for their inputs, and for what is read of them.
     """
 
     nodes: tuple[fx.Node, ...]
     inputs: tuple[fx.Node, ...]
-    results: tuple[fx.Node, ...]
+    results: frozenset[int]
     key: Any
-    is_closed: bool
 
 
 def fold_repeats(gm: fx.GraphModule, features: Sequence[Sequence[fx.Node]]) -> fx.GraphModule:
@@ -55,9 +56,10 @@ def fold_repeats(gm: fx.GraphModule, features: Sequence[Sequence[fx.Node]]) -> f
     """
     if not _is_plain(gm.graph):
         return gm
-    links = _merged([_link(nodes) for nodes in _chain(gm.graph, features)])
+    graph, needs = _with_stream_laid_out(gm.graph, features)
+    links = _merged([_link(nodes) for nodes in _chain(graph, needs)])
     repeated = _repeated(links)
-    return _folded(gm, links, repeated) if repeated else gm
+    return _folded(graph_module(gm, graph, type(gm).__name__), links, repeated) if repeated else gm
 
 
 def _is_plain(graph: fx.Graph) -> bool:
@@ -75,42 +77,95 @@ def _is_static(value: Tensor) -> bool:
     return all(isinstance(size, int) for size in (*value.shape, *value.stride()))
 
 
-def _chain(graph: fx.Graph, features: Sequence[Sequence[fx.Node]]) -> list[list[fx.Node]]:
-    """The nodes that are first needed for the first feature's joining another one, then for the next one's, and so on."""
-    joins = _joins(graph, features)
+def _with_stream_laid_out(original: fx.Graph, features: Sequence[Sequence[fx.Node]]) -> tuple[fx.Graph, Mapping[fx.Node, int]]:
+    """A copy of the graph, in which the stream before any feature lies in memory as after the first; and ``_needs`` of it."""
+    graph, env = fx.Graph(), dict[fx.Node, fx.Node]()
+    graph.output(graph.graph_copy(original, env)).meta.update(original.output_node().meta)
+    needs = _needs(graph, [[env[buffer] for buffer in buffers] for buffers in features])
+    before, joins = _joins(graph, needs)
+    if before is not None and _layout(before) != _layout(joins[0]):
+        with graph.inserting_before(joins[0]):
+            laid_out = emitter(graph, graph_fake_mode(graph))(force_stride_order, before, joins[0].meta["val"].stride())
+        joins[0].replace_input_with(before, laid_out)
+        needs[laid_out] = 0
+    return graph, needs
+
+
+def _needs(graph: fx.Graph, features: Sequence[Sequence[fx.Node]]) -> dict[fx.Node, int]:
+    """Of each node the features that it depends on, a bit each."""
+    needs = {buffer: 1 << i for i, buffers in enumerate(features) for buffer in buffers}
+    for node in graph.nodes:
+        needs[node] = reduce(or_, (needs[argument] for argument in node.all_input_nodes), needs.get(node, 0))
+    return needs
+
+
+def _chain(graph: fx.Graph, needs: Mapping[fx.Node, int]) -> list[list[fx.Node]]:
+    """The nodes that are needed for the stream before any feature and for what the whole model shares; then those that are first
+    needed for the first feature's joining the stream, then for the next one's, and so on.
+    """
+    before, joins = _joins(graph, needs)
+    owner = _first_needed([[], *([join] for join in joins)])
+    shared = [node for node in owner if not needs[node] and _is_shared({owner[user] for user in node.users if user in owner})]
+    start = [before] if before is not None else []
+    owner = _first_needed([[*start, *shared], *([join] for join in joins)])
+    chain: list[list[fx.Node]] = [[] for _ in range(len(joins) + 1)]
+    for node in graph.nodes:
+        if node in owner:
+            chain[owner[node]].append(node)
+    return [nodes for nodes in chain if nodes]
+
+
+def _is_shared(users: set[int]) -> bool:
+    """Is what these links use used over more of them than could be one?"""
+    return len(users) >= FEWEST_CALLS and max(users) - min(users) >= LONGEST
+
+
+def _first_needed(targets: Sequence[Sequence[fx.Node]]) -> dict[fx.Node, int]:
+    """Each op that one of the targets needs, and the number of the first that does."""
     owner: dict[fx.Node, int] = {}
-    for number, join in enumerate(joins):
-        pending = [join]
+    for number, nodes in enumerate(targets):
+        pending = list(nodes)
         while pending:
             node = pending.pop()
             if node.op == "call_function" and node not in owner:
                 owner[node] = number
                 pending += node.all_input_nodes
-    chain: list[list[fx.Node]] = [[] for _ in joins]
-    for node in graph.nodes:
-        if node in owner:
-            chain[owner[node]].append(node)
-    return chain
+    return owner
 
 
-def _joins(graph: fx.Graph, features: Sequence[Sequence[fx.Node]]) -> list[fx.Node]:
-    """For each feature the first node that depends on it and on another, in order."""
-    seen = {buffer: 1 << i for i, buffers in enumerate(features) for buffer in buffers}
+def _joins(graph: fx.Graph, needs: Mapping[fx.Node, int]) -> tuple[fx.Node | None, list[fx.Node]]:
+    """The stream before any feature, where it is found, and for each feature the first node that depends on it and on what came
+    before it, in order.
+    """
     joined = 0
     joins = []
     for node in graph.nodes:
-        mask = seen.get(node, 0)
-        for argument in node.all_input_nodes:
-            mask |= seen[argument]
-        seen[node] = mask
+        mask = needs[node]
         if mask & ~joined and mask & (mask - 1) and node.op == "call_function":
             joins.append(node)
             joined |= mask
-    return joins
+    before, first = _first_join(joins[0], needs) if joins else (None, None)
+    return before, joins if first is None else [first, *joins]
+
+
+def _first_join(second: fx.Node, needs: Mapping[fx.Node, int]) -> tuple[fx.Node | None, fx.Node | None]:
+    """The first feature has no other to join: the stream before it, and their sum, which the second one joins in ``second``."""
+    if len(second.all_input_nodes) != 2:
+        return None, None
+    join = min(second.all_input_nodes, key=lambda node: needs[node] & -needs[node])  # features are in order
+    before = [node for node in join.all_input_nodes if not needs[node] and _is_like(node, join)]
+    if join.op != "call_function" or len(before) != 1 or not _is_like(join, second):
+        return None, None
+    return before[0], join
+
+
+def _is_like(node: fx.Node, other: fx.Node) -> bool:
+    """Of the same shape and kind, however they lie in memory."""
+    a, b = tensor_meta(node), tensor_meta(other)
+    return a is not None and b is not None and (a.shape, a.dtype, a.device) == (b.shape, b.dtype, b.device)
 
 
 def _link(nodes: Sequence[fx.Node]) -> _Link:
-    inside = set(nodes)
     place: dict[fx.Node, str] = {}
     inputs: list[fx.Node] = []
     steps: list[Any] = []
@@ -121,9 +176,8 @@ def _link(nodes: Sequence[fx.Node]) -> _Link:
                 inputs.append(argument)
         place[node] = f"node {len(steps)}"
         steps.append((node.target, repr(fx.map_arg((node.args, node.kwargs), lambda arg: _Place(place[arg])))))
-    results = tuple(node for node in nodes if any(user not in inside for user in node.users))
-    key = (tuple(steps), tuple(map(_layout, inputs)), tuple(place[node] for node in results))
-    return _Link(tuple(nodes), tuple(inputs), results, key, _is_closed(inside, inputs, results))
+    results = frozenset(i for i, node in enumerate(nodes) if any(user not in place for user in node.users))
+    return _Link(tuple(nodes), tuple(inputs), results, (tuple(steps), tuple(map(_layout, inputs))))
 
 
 class _Place(str):
@@ -135,15 +189,6 @@ class _Place(str):
 def _layout(node: fx.Node) -> Any:
     value = tensor_meta(node)
     return None if value is None else (value.shape, value.stride(), value.dtype, value.device)
-
-
-def _is_closed(inside: set[fx.Node], inputs: Sequence[fx.Node], results: Sequence[fx.Node]) -> bool:
-    bases = [_base(node) for node in results]
-    return (
-        all(isinstance(node.meta.get("val"), Tensor) for node in (*inputs, *results))
-        and len(set(bases)) == len(bases)
-        and inside.issuperset(bases)
-    )
 
 
 def _base(node: fx.Node) -> fx.Node:
@@ -176,12 +221,31 @@ def _division(count: int, length: int, first: int) -> list[range]:
     return [*(range(i, i + 1) for i in before), *groups, *(range(i, i + 1) for i in range(last, count))]
 
 
-def _repeated(links: Sequence[_Link]) -> set[Any]:
-    counts = Counter(link.key for link in links if link.is_closed)
-    return {key for key, count in counts.items() if count >= FEWEST_CALLS}
+def _repeated(links: Sequence[_Link]) -> dict[Any, list[int]]:
+    """The kinds of links that become calls, and what comes out of each: all that is read of one of them, in order."""
+    groups = defaultdict[Any, list[_Link]](list)
+    for link in links:
+        groups[link.key].append(link)
+    results = {key: sorted(frozenset[int]().union(*(link.results for link in group))) for key, group in groups.items()}
+    return {
+        key: results[key]
+        for key, group in groups.items()
+        if len(group) >= FEWEST_CALLS and all(_is_closed(link, results[key]) for link in group)
+    }
 
 
-def _folded(gm: fx.GraphModule, links: Sequence[_Link], repeated: set[Any]) -> fx.GraphModule:
+def _is_closed(link: _Link, results: Sequence[int]) -> bool:
+    """Tensors go in and out, and none that comes out shares memory with another, which Inductor would not know."""
+    read = [link.nodes[i] for i in results]
+    bases = [_base(node) for node in read]
+    return (
+        all(isinstance(node.meta.get("val"), Tensor) for node in (*link.inputs, *read))
+        and len(set(bases)) == len(bases)
+        and set(link.nodes).issuperset(bases)
+    )
+
+
+def _folded(gm: fx.GraphModule, links: Sequence[_Link], repeated: dict[Any, list[int]]) -> fx.GraphModule:
     graph, attributes, env = fx.Graph(), dict[str, Any](), dict[fx.Node, fx.Node]()
     bodies: dict[Any, fx.Node] = {}
 
@@ -199,26 +263,27 @@ def _folded(gm: fx.GraphModule, links: Sequence[_Link], repeated: set[Any]) -> f
             continue
         if link.key not in bodies:
             name = f"block{len(bodies)}"
-            attributes[name] = _body(link)
+            attributes[name] = _body(link, repeated[link.key])
             bodies[link.key] = graph.get_attr(name)
-        _call(graph, bodies[link.key], link, env)
+        _call(graph, bodies[link.key], link, repeated[link.key], env)
     copy(node for node in gm.graph.nodes if node.op == "call_function" and node not in in_links)
     graph.output(fx.map_arg(outputs(gm.graph), env.__getitem__)).meta.update(gm.graph.output_node().meta)
     return graph_module(attributes, graph, type(gm).__name__)
 
 
-def _body(link: _Link) -> fx.GraphModule:
+def _body(link: _Link, results: Sequence[int]) -> fx.GraphModule:
     graph = fx.Graph()
     env = {node: placeholder(graph, f"x{i}", node.meta["val"]) for i, node in enumerate(link.inputs)}
     for node in link.nodes:
         env[node] = graph.node_copy(node, env.__getitem__)
-    graph.output(tuple(env[node] for node in link.results))
+    graph.output(tuple(env[link.nodes[i]] for i in results))
     return graph_module({}, graph, "Block")
 
 
-def _call(graph: fx.Graph, body: fx.Node, link: _Link, env: dict[fx.Node, fx.Node]) -> None:
+def _call(graph: fx.Graph, body: fx.Node, link: _Link, results: Sequence[int], env: dict[fx.Node, fx.Node]) -> None:
     call = graph.call_function(invoke_subgraph, (body, str(body.target), *(env[node] for node in link.inputs)))
-    call.meta["val"] = tuple(node.meta["val"] for node in link.results)
-    for i, node in enumerate(link.results):
-        env[node] = graph.call_function(getitem, (call, i))
-        env[node].meta["val"] = node.meta["val"]
+    call.meta["val"] = tuple(link.nodes[i].meta["val"] for i in results)
+    for place, i in enumerate(results):
+        if i in link.results:
+            env[link.nodes[i]] = graph.call_function(getitem, (call, place))
+            env[link.nodes[i]].meta["val"] = link.nodes[i].meta["val"]

@@ -20,6 +20,7 @@ from taylorseer_fx.compile import (
     compile_variants,
     graph_break_after,
     is_called_from_python,
+    kernels_awaited_at_the_end,
     make_eager,
     trace_and_compile,
 )
@@ -207,21 +208,27 @@ class TaylorSeerBackend:
             "is_part": origin.is_part,
         }
         result = run_passes(traced, **arguments)
-        stored = StoredPasses.of(traced, arguments) if tag is not None else None  # before Inductor works in the graph
         compile_graph = self._compiler(compile_graph)
+
+        def stored() -> StoredPasses | None:
+            return StoredPasses.of(traced, arguments) if tag is not None else None
+
         layout, dtype = None, None
         if result.guarded is None:
             self._must_have_regions(result.found, origin)
             every_input = tuple(range(len(inputs)))
+            passes = stored()  # before Inductor works in the graph
             variants = {StepKind.FULL: compile_variant(traced, inputs, static_inputs, every_input, compile_graph)}
         else:
-            variants = compile_variants(result, inputs, static_inputs, compile_graph)
+            with kernels_awaited_at_the_end(inputs):
+                variants = compile_variants(result, inputs, static_inputs, compile_graph)
+                passes = stored()
             layout = BufferLayout.of([buffer.meta["val"] for buffer in result.guarded.buffers], inputs)
             dtype = result.guarded.coefficient_dtype
         found = replace(result.found, regions=())
         over_budget = self._over_budget(result)
         steps = CompiledSteps(found, over_budget, result.weight_input, result.time_inputs, variants, layout, dtype, result)
-        return StepCode(tag, steps, stored)
+        return StepCode(tag, steps, passes)
 
     def _install(self, origin: GraphOrigin, steps: CompiledSteps) -> BoxedCallable:
         """What runs the code of a graph, compiled or loaded, as part of this backend's model."""

@@ -31,8 +31,9 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv
 import taylorseer_fx.passes
 import taylorseer_fx.runtime
 from taylorseer_fx.config import BackendConfig
+from taylorseer_fx.passes.emit import graph_module
 from taylorseer_fx.passes.module_path import module_path, source_line
-from taylorseer_fx.passes.pipeline import PassResult, run_passes
+from taylorseer_fx.passes.pipeline import PassResult, no_garbage_collection, run_passes
 from taylorseer_fx.passes.regions import RegionSet
 from taylorseer_fx.passes.specialize import StepKind
 from taylorseer_fx.runtime.buffers import BufferLayout
@@ -76,6 +77,7 @@ class StoredPasses:
     arguments: Mapping[str, Any]
 
     @classmethod
+    @no_garbage_collection()
     def of(cls, traced: fx.GraphModule, arguments: Mapping[str, Any]) -> "StoredPasses | None":
         """None where some operator, constant or size of the graph cannot be stored."""
         try:
@@ -99,7 +101,7 @@ def _named(gm: fx.GraphModule) -> fx.GraphModule:
         copied.meta = dict(node.meta)
         if stack := node.meta.get("nn_module_stack"):
             copied.meta["nn_module_stack"] = {key: (path, "") for key, (path, _) in stack.items()}
-    return fx.GraphModule(gm, graph)
+    return graph_module(gm, graph)
 
 
 @dataclass(frozen=True)

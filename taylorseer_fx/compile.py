@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from functorch.compile import make_boxed_func
 from torch import Tensor, fx
+from torch._inductor.async_compile import AsyncCompile
 from torch._inductor.compile_fx import compile_fx, compile_fx_inner
 from torch.fx._lazy_graph_module import _LazyGraphModule
 
@@ -117,21 +118,45 @@ def compile_variants(
     return compiled
 
 
+@contextmanager
+def kernels_awaited_at_the_end(inputs: Iterable[Any]) -> Iterator[None]:
+    """What is compiled for a CPU is loaded before the C++ compiler is done with its kernels, which are waited for at the end: it
+    works on while the next graph is lowered. DiT-XL/2, two cores: 33.7 s to the first result before and 30.9 s after.
+
+    Dynamo compiles one thing at a time, whatever the number of threads, so nobody else meets the changed method.
+    """
+    if not _on_cpu(inputs):
+        yield
+        return
+    wait = AsyncCompile.wait
+    pending: list[tuple[AsyncCompile, dict[str, Any]]] = []
+    AsyncCompile.wait = lambda self, scope: pending.append((self, scope))  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        AsyncCompile.wait = wait  # type: ignore[method-assign]
+    for kernels, scope in pending:
+        wait(kernels, scope)
+
+
+def _on_cpu(inputs: Iterable[Any]) -> bool:
+    return all(value.device.type == "cpu" for value in inputs if isinstance(value, Tensor))
+
+
 def _can_call_blocks() -> bool:
     """Inductor's C++ and FX wrappers have no code for calls of a subgraph."""
     return not (inductor_config.cpp_wrapper or inductor_config.fx_wrapper)
 
 
 @contextmanager
-def _settings_of(kind: StepKind, inputs: Sequence[Any]) -> Iterator[None]:
+def _settings_of(kind: StepKind, inputs: Iterable[Any]) -> Iterator[None]:
     """What is different in compiling a forecast step; a size that the user chose is kept, where it isn't Inductor's own."""
     if kind is StepKind.FULL:
         yield
         return
-    on_cpu = all(value.device.type == "cpu" for value in inputs if isinstance(value, Tensor))
     # By value: once patched, as here, Inductor counts a setting as chosen ever after.
     is_default = inductor_config.max_fusion_size == inductor_config._config["max_fusion_size"].default
-    fusion = {"max_fusion_size": CPU_FUSION_SIZE} if on_cpu and is_default else {}
+    fusion = {"max_fusion_size": CPU_FUSION_SIZE} if _on_cpu(inputs) and is_default else {}
     with _without_output_strides(), inductor_config.patch(fusion):
         yield
 

@@ -1,13 +1,15 @@
 """What is different in compiling a forecast step."""
 
+from contextlib import suppress
 from typing import Any
 
 import pytest
 import torch
+from torch._inductor.async_compile import AsyncCompile
 
 import taylorseer_fx.backend
 from taylorseer_fx import taylorseer_backend
-from taylorseer_fx.compile import CPU_FUSION_SIZE, make_eager
+from taylorseer_fx.compile import CPU_FUSION_SIZE, kernels_awaited_at_the_end, make_eager
 from tests.graphs import op_counts
 from tests.zoo import dit, tiny, tiny_inputs
 
@@ -49,4 +51,36 @@ def test_no_calls_where_inductor_has_none(monkeypatch, wrapper):
         compiled = torch.compile(model.model, backend=taylorseer_backend(compiler="eager"))
         with torch.no_grad(), torch._inductor.config.patch({wrapper: is_set}):
             compiled(**model.inputs(0))
-    assert calls == [4, 0]
+    assert calls == [5, 0]
+
+
+class TestKernelsAwaitedAtTheEnd:
+    """Of what is compiled for a CPU; the method of Inductor that waits is the same again afterwards."""
+
+    @pytest.fixture
+    def waited(self, monkeypatch) -> list[dict[str, Any]]:
+        scopes: list[dict[str, Any]] = []
+        monkeypatch.setattr(AsyncCompile, "wait", lambda _, scope: scopes.append(scope))
+        return scopes
+
+    def test_on_a_cpu(self, waited):
+        wait, scope = AsyncCompile.wait, {"kernel": 1}
+        with kernels_awaited_at_the_end([torch.empty(2), 3]):
+            AsyncCompile().wait(scope)
+            assert waited == []
+        assert waited == [scope]
+        assert AsyncCompile.wait is wait
+
+    def test_elsewhere(self, waited):
+        with kernels_awaited_at_the_end([torch.empty(2, device="meta")]):
+            AsyncCompile().wait({})
+            assert waited == [{}]
+
+    def test_failure(self, waited):
+        """Nobody waits for kernels that nobody will call."""
+        wait = AsyncCompile.wait
+        with suppress(ZeroDivisionError), kernels_awaited_at_the_end([torch.empty(2)]):
+            AsyncCompile().wait({})
+            raise ZeroDivisionError
+        assert waited == []
+        assert AsyncCompile.wait is wait
