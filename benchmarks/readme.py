@@ -85,7 +85,7 @@ def _floor(floor: dict[str, Any]) -> list[tuple[str, str]]:
         rows += [
             (f"{what}: full step, over a step of plain `torch.compile`", f"{row['full_over_plain']:.3f}"),
             (
-                f"{what}: forecast step, over a plain step (over its bytes at the rate of a copy, of a sum)",
+                f"{what}: forecast step, over a plain step (over its bytes at the rate of a copy, of summing up the weights)",
                 f"{row['forecast_over_plain']:.4f} ({row['forecast_over_bytes']:.2f}x, {row['forecast_over_reading']:.2f}x)",
             ),
             (

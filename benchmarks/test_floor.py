@@ -2,8 +2,8 @@
 
 Two ceilings. The plain one is steps over full steps, as if a forecast step were free. The byte ceiling charges every forecast
 step the time in which its bytes (every input that it reads once, and the output) can be read, at the bandwidth of a copy measured
-in the same run. A copy counts what it reads and what it writes; a step that reads and hardly writes is bound by what a machine
-can read, so the bandwidth of a sum, which only reads, is measured as well.
+in the same run. A copy counts what it reads and what it writes; how fast the model's own weights can be summed up, which only
+reads, is measured as well.
 """
 
 import statistics
@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
+from torch import nn
 
 from benchmarks.timing import interleaved_steps
 from benchmarks.workloads import Workload, dit_xl2
@@ -34,10 +35,10 @@ def test_floor(benchmark: BenchmarkFixture) -> None:
             run(step)
     for backend in backends.values():
         backend.reset()
-    copied, read = [copy_bandwidth()], [read_bandwidth()]
+    copied, read = [copy_bandwidth()], [read_bandwidth(workload.model)]
     seconds = benchmark.pedantic(lambda: interleaved_steps(runs, NUM_STEPS), rounds=1)
     copied.append(copy_bandwidth())
-    read.append(read_bandwidth())
+    read.append(read_bandwidth(workload.model))
     copy_rate, read_rate = statistics.mean(copied), statistics.mean(read)
     benchmark.extra_info.update(
         workload=workload.name,
@@ -90,15 +91,16 @@ def copy_bandwidth() -> float:
     return 2 * source.nbytes / min(seconds)
 
 
-def read_bandwidth() -> float:
-    """Bytes read a second by the best of ten sums of 256 MiB."""
-    source = torch.ones(2**26)
+def read_bandwidth(model: nn.Module) -> float:
+    """Bytes read a second in summing up the weights of a model, one after another, the best of five times."""
+    weights = [weight for weight in model.parameters() if weight.nbytes >= 2**20]
     seconds = []
-    for _ in range(10):
+    for _ in range(5):
         started = time.perf_counter()
-        source.sum()
+        for weight in weights:
+            weight.sum()
         seconds.append(time.perf_counter() - started)
-    return source.nbytes / min(seconds)
+    return sum(weight.nbytes for weight in weights) / min(seconds)
 
 
 def _stepper(workload: Workload, backend: Any) -> Callable[[int], object]:
