@@ -43,9 +43,14 @@ def scaled(emit, rows, weight, bias):
     return [emit(aten.addmm.default, bias, rows, emit(aten.permute.default, weight, [1, 0]), beta=0.5)]
 
 
-@pytest.mark.parametrize(("build", "bias"), [(plain, False), (scaled, True)])
+def by_column(emit, rows, weight):
+    """Permuted into the order it has: what is permuted lies column by column and has no transpose to take."""
+    return [emit(aten.mm.default, rows, emit(aten.permute.default, emit(aten.permute.default, weight, [1, 0]), [0, 1]))]
+
+
+@pytest.mark.parametrize(("build", "bias"), [(plain, False), (scaled, True), (by_column, False)])
 def test_left_alone(build, bias):
-    """A weight that is on the left already, and a product with factors."""
+    """A weight that is on the left already, a product with factors, and a permutation that transposes nothing."""
     gm, _ = graph(3, bias=bias, build=build)
     before = op_counts(gm)
     assert op_counts(put_weights_left(gm)) == before

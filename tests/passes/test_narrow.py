@@ -419,20 +419,13 @@ def test_same_results_of_any_graph(build):
     assert all(count <= before[op] for op, count in computed(narrowed).items())
 
 
+COMPUTING = {"add", "sin", "sub", "mul", "tanh", "mean", "mm", "addmm", "_softmax"}
+
+
 def computed(gm: fx.GraphModule) -> dict[str, int]:
     """The elements that each operator that computes something makes, in all."""
     counts: dict[str, int] = {}
     for node in gm.graph.nodes:
-        if node.op == "call_function" and op_name(node) in (
-            "add",
-            "sin",
-            "sub",
-            "mul",
-            "tanh",
-            "mean",
-            "mm",
-            "addmm",
-            "_softmax",
-        ):
+        if node.op == "call_function" and op_name(node) in COMPUTING:
             counts[op_name(node)] = counts.get(op_name(node), 0) + node.meta["val"].numel()
     return counts
