@@ -17,7 +17,6 @@ from torch._logging._internal import trace_structured
 
 from taylorseer_fx.passes.canonicalize import canonicalize
 from taylorseer_fx.passes.clean_up import Variant, clean_up
-from taylorseer_fx.passes.few_rows import put_weights_left
 from taylorseer_fx.passes.find_cut_branches import find_arriving_branches, find_leaving_branches
 from taylorseer_fx.passes.find_kept import find_kept, num_buffer_bytes
 from taylorseer_fx.passes.find_regions import find_regions
@@ -27,6 +26,7 @@ from taylorseer_fx.passes.guard_regions import GuardedGraph, guard_regions
 from taylorseer_fx.passes.narrow import narrow
 from taylorseer_fx.passes.regions import RegionSet
 from taylorseer_fx.passes.specialize import StepKind, specialize
+from taylorseer_fx.passes.sum_few_rows import sum_few_rows
 from taylorseer_fx.passes.taylor import Storage
 from taylorseer_fx.passes.time_inputs import find_time_inputs
 
@@ -60,8 +60,8 @@ class Selection:
 @dataclass(frozen=True)
 class PassResult:
     """Everything the passes made of one graph. ``module_bytes``: what the buffers of a stream take, or would, with a feature for
-    every module; None where these were not looked for. ``folded``: the forecast step, with blocks that are the same as calls of
-    one where there are such; None without regions.
+    every module; None where these were not looked for. ``summed`` and ``folded``: the forecast step as it is compiled, the latter
+    with blocks that are the same as calls of one where there are such; None without regions.
     """
 
     canonical: fx.GraphModule
@@ -72,6 +72,7 @@ class PassResult:
     weight_input: int | None
     guarded: GuardedGraph | None
     variants: dict[StepKind, Variant]
+    summed: fx.GraphModule | None
     folded: fx.GraphModule | None
     stages: tuple[StageRecord, ...]
 
@@ -153,16 +154,16 @@ def run_passes(
     found = replace(found, rejected=(*found.rejected, *leaving, *arriving))
     time_inputs = find_time_inputs(canonical.graph, parameters)
     weight_input = _telling_weight(placeholders, static_inputs, found)
+    about = (canonical, found, granularity, module_bytes, time_inputs, weight_input)
     if not found.regions:
-        return PassResult(
-            canonical, found, granularity, module_bytes, time_inputs, weight_input, None, {}, None, tuple(stages.records)
-        )
+        return PassResult(*about, guarded=None, variants={}, summed=None, folded=None, stages=tuple(stages.records))
     guarded = stages.run("guard_regions", lambda: guard_regions(canonical, found, storage), lambda result: result.gm)
     variants = {kind: _variant(stages, guarded, kind) for kind in StepKind}
-    folded = _fold(stages, guarded, variants[StepKind.FORECAST], len(placeholders))
-    return PassResult(
-        canonical, found, granularity, module_bytes, time_inputs, weight_input, guarded, variants, folded, tuple(stages.records)
-    )
+    forecast = variants[StepKind.FORECAST]
+    summed = stages.run("sum_few_rows_forecast", lambda: sum_few_rows(forecast.gm), lambda gm: gm)
+    features = _buffers_of_features(guarded, replace(forecast, gm=summed), len(placeholders))
+    folded = stages.run("fold_repeats_forecast", lambda: fold_repeats(summed, features), lambda gm: gm)
+    return PassResult(*about, guarded, variants, summed, folded, tuple(stages.records))
 
 
 def _select(
@@ -194,19 +195,20 @@ def _telling_weight(placeholders: Sequence[fx.Node], static_inputs: Iterable[int
 def _variant(stages: _Stages, guarded: GuardedGraph, kind: StepKind) -> Variant:
     special = stages.run(f"specialize_{kind.value}", lambda: specialize(guarded, kind), lambda gm: gm)
     if kind is StepKind.FORECAST:
-        narrowed = stages.run("narrow_forecast", lambda: narrow(special), lambda gm: gm)
-        special = stages.run("few_rows_forecast", lambda: put_weights_left(narrowed), lambda gm: gm)
+        special = stages.run("narrow_forecast", lambda: narrow(special), lambda gm: gm)
     return stages.run(f"clean_up_{kind.value}", lambda: clean_up(special), lambda variant: variant.gm)
 
 
-def _fold(stages: _Stages, guarded: GuardedGraph, forecast: Variant, num_inputs: int) -> fx.GraphModule:
-    """Buffers come after inputs and coefficients: first the youngest of every feature, then those one older, and so on."""
+def _buffers_of_features(guarded: GuardedGraph, forecast: Variant, num_inputs: int) -> list[list[fx.Node]]:
+    """Of each feature, the inputs of ``forecast`` that are its buffers. They come after the model's inputs and the coefficients:
+    first the youngest of every feature, then those one older, and so on.
+    """
     first_buffer, num_features = num_inputs + len(guarded.coefficients), len(guarded.buffers) // (guarded.storage.order + 1)
     features: list[list[fx.Node]] = [[] for _ in range(num_features)]
     for node, position in zip(forecast.gm.graph.find_nodes(op="placeholder"), forecast.kept, strict=True):
         if position >= first_buffer:
             features[(position - first_buffer) % num_features].append(node)
-    return stages.run("fold_repeats_forecast", lambda: fold_repeats(forecast.gm, features), lambda gm: gm)
+    return features
 
 
 def count_ops(graph: fx.Graph) -> int:

@@ -112,9 +112,9 @@ def compile_variants(
         variant = result.variants[kind]
         variant_inputs = [every_input[i] for i in variant.kept]
         variant_static = tuple(i for i, position in enumerate(variant.kept) if position in static)
-        folded = result.folded if kind is StepKind.FORECAST and _can_call_blocks() else None
+        lean = None if kind is StepKind.FULL else result.folded if _can_call_blocks() else result.summed
         with _settings_of(kind, variant_inputs):
-            compiled[kind] = compile_variant(variant.gm, variant_inputs, variant_static, variant.kept, compile_graph, folded)
+            compiled[kind] = compile_variant(variant.gm, variant_inputs, variant_static, variant.kept, compile_graph, lean)
     return compiled
 
 
@@ -167,11 +167,11 @@ def compile_variant(
     static_inputs: tuple[int, ...],
     kept: tuple[int, ...],
     compile_graph: CompileGraph,
-    folded: fx.GraphModule | None = None,
+    lean: fx.GraphModule | None = None,
 ) -> VariantCode:
-    """Compile one graph, or ``folded`` in its place; Inductor works in it, so what it tells about capturing is read before."""
+    """Compile one graph, or ``lean`` in its place; Inductor works in it, so what it tells about capturing is read before."""
     plan = plan_capture(gm, inputs, static_inputs)
-    return VariantCode(compile_graph(gm if folded is None else folded, inputs, static_inputs), kept, plan)
+    return VariantCode(compile_graph(gm if lean is None else lean, inputs, static_inputs), kept, plan)
 
 
 def make_eager(gm: fx.GraphModule, _inputs: Sequence[Any], _static_inputs: tuple[int, ...]) -> BoxedCallable:

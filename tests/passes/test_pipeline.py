@@ -25,8 +25,8 @@ STAGES = [
     "clean_up_full",
     "specialize_forecast",
     "narrow_forecast",
-    "few_rows_forecast",
     "clean_up_forecast",
+    "sum_few_rows_forecast",
     "fold_repeats_forecast",
 ]
 TWO_BUFFERS, MODULES = Storage(1), Selection()
@@ -62,7 +62,8 @@ class TestResult:
     def test_every_node_has_its_value_in_every_graph(self, dtype, buffer_dtype, granularity):
         """``meta["val"]`` is what the next pass and Inductor go by."""
         result = passes(Storage(2, buffer_dtype), Selection(granularity), dtype)
-        for gm in (result.canonical, result.guarded.gm, *(result.variants[kind].gm for kind in StepKind)):
+        variants = [result.variants[kind].gm for kind in StepKind]
+        for gm in (result.canonical, result.guarded.gm, *variants, result.summed, result.folded):
             assert nodes_without_value(gm) == []
 
     def test_one_variant_a_step_kind(self):
@@ -129,6 +130,8 @@ class TestFailure:
             ("specialize", STAGES[:5]),
             ("clean_up", STAGES[:6]),
             ("narrow", STAGES[:8]),
+            ("sum_few_rows", STAGES[:10]),
+            ("fold_repeats", STAGES[:11]),
         ],
     )
     def test_names_the_pass_and_those_before_it(self, monkeypatch, name, before):

@@ -1,0 +1,69 @@
+"""Write products of a few rows with a weight as sums, one a row: on a CPU they then read the weight as fast as it can be read.
+
+    before:  %gate = addmm(%b, %t, permute(%w, [1, 0]))                                 %t : [2, 1152]  %w : [1152, 1152]
+    after:   %t1 = unsqueeze(%t, 1)  %w1 = unsqueeze(%w, 0)
+             %gate = add(cat([sum(mul(%w1, slice(%t1, 0, 0, 1)), [-1]), sum(mul(%w1, slice(%t1, 0, 1, 2)), [-1])]), %b)
+
+What is left of a forecast step is the embedding of the time and the gates, a row for each sample: bound by reading the weights.
+Inductor makes one loop of the sums, which loads a weight once, multiplies it with every row, and writes each row to its place in
+what is concatenated. The rows are written out before, or it would compute them anew for every row of the weight.
+
+Measured with 1152 x 1152 float32 weights, two threads (AMD EPYC, torch 2.13, MKL): 14, 9, 7 and 10 GB/s before with one to four
+rows, 31, 30, 32 and 28 after, where a copy moves 36. bfloat16: 13, 12 and 13 before with one, two and four rows, 26, 22 and 14
+after. With six rows and more little is gained.
+"""
+
+from torch import fx
+from torch._inductor.inductor_prims import force_stride_order
+from torch._prims_common import get_computation_dtype
+
+from taylorseer_fx.passes.clean_up import eliminate_dead_code
+from taylorseer_fx.passes.emit import Emit, cast, emitter, graph_fake_mode, graph_module
+from taylorseer_fx.passes.ops import aten, tensor_meta
+
+MOST_ROWS = 4
+
+
+def sum_few_rows(gm: fx.GraphModule) -> fx.GraphModule:
+    """A new graph, to be compiled by Inductor, with the products of ``gm`` rewritten."""
+    graph = fx.Graph()
+    graph.output(graph.graph_copy(gm.graph, {})).meta.update(gm.graph.output_node().meta)
+    emit = emitter(graph, graph_fake_mode(graph))
+    products = [node for op in (aten.addmm.default, aten.mm.default) for node in graph.find_nodes(op="call_function", target=op)]
+    for node in products:
+        if _has_few_rows(node) and not node.kwargs:
+            with graph.inserting_before(node):
+                rewritten = _rewritten(emit, node)
+            rewritten.meta = {**node.meta, "val": rewritten.meta["val"]}
+            node.replace_all_uses_with(rewritten)
+            graph.erase_node(node)
+    eliminate_dead_code(graph)
+    return graph_module(gm, graph, type(gm).__name__)
+
+
+def _has_few_rows(node: fx.Node) -> bool:
+    """Of rows times the transpose of a matrix that lies in memory row by row, on a CPU."""
+    rows, weight = node.args[-2:]
+    assert isinstance(rows, fx.Node)
+    assert isinstance(weight, fx.Node)
+    meta, value = tensor_meta(rows), tensor_meta(weight)
+    if meta is None or value is None or meta.device.type != "cpu" or weight.target is not aten.permute.default:
+        return False
+    has_few = isinstance(meta.shape[0], int) and meta.shape[0] <= MOST_ROWS
+    return has_few and meta.dtype.is_floating_point and value.stride(0) == 1 and weight.args[1] == [1, 0]
+
+
+def _rewritten(emit: Emit, node: fx.Node) -> fx.Node:
+    *addend, rows, permuted = node.args
+    assert isinstance(rows, fx.Node)
+    assert isinstance(permuted, fx.Node)
+    weight = permuted.args[0]
+    assert isinstance(weight, fx.Node)
+    num_rows, length = rows.meta["val"].shape
+    dtype = get_computation_dtype(rows.meta["val"].dtype)
+    rows = emit(aten.unsqueeze.default, cast(emit, emit(force_stride_order, rows, [length, 1]), dtype), 1)
+    weight = emit(aten.unsqueeze.default, cast(emit, weight, dtype), 0)
+    each = [emit(aten.mul.Tensor, weight, emit(aten.slice.Tensor, rows, 0, i, i + 1)) for i in range(num_rows)]
+    result = emit(aten.cat.default, [emit(aten.sum.dim_IntList, products, [-1]) for products in each])
+    result = emit(aten.add.Tensor, result, addend[0]) if addend else result
+    return cast(emit, result, node.meta["val"].dtype)
