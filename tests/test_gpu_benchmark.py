@@ -9,7 +9,16 @@ from benchmarks.gpu.cases import cases
 from benchmarks.readme import with_tables
 
 FIGURES = {"seconds", "full_ms", "forecast_ms", "forecast_gigabytes_a_second", "bandwidth_share", "host_us_forecast"}
-FIGURES |= {"over_eager", "over_plain", "ceiling", "realised_over_ceiling", "peak_bytes", "buffer_bytes", "compile_seconds"}
+FIGURES |= {
+    "over_eager",
+    "over_plain",
+    "ceiling",
+    "realised_over_ceiling",
+    "realised_over_byte_ceiling",
+    "peak_bytes",
+    "buffer_bytes",
+    "compile_seconds",
+}
 TINY = ["--device", "cpu", "--small", "--compiler", "eager", "--steps", "5"]
 
 
@@ -25,6 +34,8 @@ def test_small_run(tmp_path, capsys):
             assert figures.keys() >= FIGURES
             assert all(figures[name] > 0 for name in FIGURES - {"peak_bytes", "compile_seconds"})
             assert figures["ceiling"] == pytest.approx(5 / 3)
+            bytes_too = 5 * row["plain"]["step_ms"] / (3 * row["plain"]["step_ms"] + 2 * figures["byte_ms"])
+            assert figures["realised_over_byte_ceiling"] == pytest.approx(figures["over_plain"] / bytes_too)
         assert (row["eager"]["seconds"] > 0) is (row["plain"]["seconds"] > 0) is True
     assert capsys.readouterr().out.count("DiT-XL/2 256x256, batch 2, order 2") == 2
     for name, text in (("demo", "{}"), ("benchmarks", "{}")):

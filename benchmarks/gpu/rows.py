@@ -3,8 +3,8 @@
 import gc
 import statistics
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -18,14 +18,16 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Bench:
-    """What holds for all rows; ``deadline`` on the clock of ``time.monotonic``. ``bandwidth`` is a copy's, in bytes a second."""
+    """What holds for all rows; ``deadline`` on the clock of ``time.monotonic``. ``bandwidth`` is a copy's, in bytes a second.
+    ``options`` are Inductor's, for plain ``torch.compile`` and ours alike.
+    """
 
     device: torch.device
     num_steps: int
     compiler: str
     bandwidth: float
     deadline: float
-    say: Callable[[str], None] = print
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def seconds_left(self) -> float:
@@ -88,7 +90,7 @@ def _eager(bench: Bench, subject: Subject) -> Row:
 
 def _plain(bench: Bench, subject: Subject) -> Row:
     bench.empty()
-    compiled = torch.compile(subject.model, backend=bench.compiler)
+    compiled = torch.compile(subject.model, backend=bench.compiler, options=dict(bench.options) or None)
     first = run_loop(subject, compiled, 2)
     loop = run_loop(subject, compiled, bench.num_steps)
     step = statistics.median(loop.steps)
@@ -98,7 +100,8 @@ def _plain(bench: Bench, subject: Subject) -> Row:
 
 def _ours(bench: Bench, subject: Subject, setting: Setting, cuda_graphs: bool | None) -> Row:
     bench.empty()
-    backend = taylorseer_backend(**asdict(setting), cuda_graphs=cuda_graphs, compiler=bench.compiler)
+    options = {"cuda_graphs": cuda_graphs, "compiler": bench.compiler, "compiler_options": bench.options}
+    backend = taylorseer_backend(**asdict(setting), **options)
     compiled = torch.compile(subject.model, backend=backend)
 
     def enter(step: int) -> Any:
@@ -118,6 +121,7 @@ def _figures(bench: Bench, backend: TaylorSeerBackend, first: Loop, loop: Loop, 
         "seconds": loop.total,
         "full_ms": _median_ms([seconds for seconds, full in zip(loop.steps, is_full, strict=True) if full]),
         "forecast_ms": _median_ms(forecast),
+        "byte_ms": num_bytes / bench.bandwidth * 1e3,
         "forecast_gigabytes_a_second": num_bytes / statistics.median(forecast) / 1e9,
         "bandwidth_share": num_bytes / statistics.median(forecast) / bench.bandwidth,
         "host_us_full": statistics.median([s for s, full in zip(host, is_full, strict=True) if full]) * 1e6,
@@ -134,7 +138,10 @@ def _row(case: Case, depth: float, setting: Setting, eager: Row, plain: Row, our
     for figures in ours.values():
         figures["over_eager"] = eager["seconds"] / figures["seconds"]
         figures["over_plain"] = plain["seconds"] / figures["seconds"]
+        share = 1 / figures["ceiling"]  # of the steps that are full
+        byte_ceiling = 1 / (share + (1 - share) * figures["byte_ms"] / plain["step_ms"])
         figures["realised_over_ceiling"] = figures["over_plain"] / figures["ceiling"]
+        figures["realised_over_byte_ceiling"] = figures["over_plain"] / byte_ceiling
     settings = {**asdict(setting), "setting": describe(setting)}
     return {"case": case.name, "depth": depth, **settings, "eager": eager, "plain": plain, **ours}
 
