@@ -228,10 +228,8 @@ def test_peak_bytes(dit):
     full, mine, hooks = (dit.measure(method) for method in (Plain(compiled=False), ours(1), OfficialHooks(1)))
     assert full.peak_bytes > 2 * 16 * 4 * 16 * 4
     product = 16 * 256 * 4  # of the embedder's weight and a row, which ours, uncompiled, writes to memory in a forecast step
-    for row, working in (
-        (mine, product),
-        (hooks, 0),
-    ):  # what was kept is neither forgotten for being there before, nor counted twice
+    # What was kept is neither forgotten because it was there before, nor counted twice.
+    for row, working in ((mine, product), (hooks, 0)):
         assert 0.7 < (row.peak_bytes - working - full.peak_bytes) / row.held_bytes < 1.7
 
 
