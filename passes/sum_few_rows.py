@@ -1,8 +1,8 @@
 """Write products of a few rows with a weight as sums, one a row: on a CPU they then read the weight as fast as it can be read.
 
     before:  %gate = addmm(%b, %t, permute(%w, [1, 0]))                                 %t : [2, 1152]  %w : [1152, 1152]
-    after:   %t1 = unsqueeze(%t, 1)  %w1 = unsqueeze(%w, 0)
-             %gate = add(cat([sum(mul(%w1, slice(%t1, 0, 0, 1)), [-1]), sum(mul(%w1, slice(%t1, 0, 1, 2)), [-1])]), %b)
+    after:   %t0 = sum(mul(%w, select(%t, 0, 0)), [-1])  %t1 = sum(mul(%w, select(%t, 0, 1)), [-1])
+             %gate = add(view(cat([%t0, %t1]), [2, 1152]), %b)
 
 What is left of a forecast step is the embedding of the time and the gates, a row for each sample: bound by reading the weights.
 Inductor makes one loop of the sums, which loads a weight once, multiplies it with every row, and writes each row to its place in
@@ -61,9 +61,9 @@ def _rewritten(emit: Emit, node: fx.Node) -> fx.Node:
     assert isinstance(weight, fx.Node)
     num_rows, length = rows.meta["val"].shape
     dtype = get_computation_dtype(rows.meta["val"].dtype)
-    rows = emit(aten.unsqueeze.default, cast(emit, emit(force_stride_order, rows, [length, 1]), dtype), 1)
-    weight = emit(aten.unsqueeze.default, cast(emit, weight, dtype), 0)
-    each = [emit(aten.mul.Tensor, weight, emit(aten.slice.Tensor, rows, 0, i, i + 1)) for i in range(num_rows)]
+    weight, rows = cast(emit, weight, dtype), cast(emit, emit(force_stride_order, rows, [length, 1]), dtype)
+    each = [emit(aten.mul.Tensor, weight, emit(aten.select.int, rows, 0, i)) for i in range(num_rows)]
     result = emit(aten.cat.default, [emit(aten.sum.dim_IntList, products, [-1]) for products in each])
+    result = emit(aten.view.default, result, [num_rows, weight.meta["val"].shape[0]])
     result = emit(aten.add.Tensor, result, addend[0]) if addend else result
     return cast(emit, result, node.meta["val"].dtype)
