@@ -21,7 +21,7 @@ from taylorseer_fx.passes.clean_up import eliminate_dead_code
 from taylorseer_fx.passes.emit import Emit, cast, emitter, graph_fake_mode, graph_module
 from taylorseer_fx.passes.ops import aten, tensor_meta
 
-MOST_ROWS = 4
+ROWS = range(1, 5)
 
 
 def sum_few_rows(gm: fx.GraphModule) -> fx.GraphModule:
@@ -49,7 +49,7 @@ def _has_few_rows(node: fx.Node) -> bool:
     meta, value = tensor_meta(rows), tensor_meta(weight)
     if meta is None or value is None or meta.device.type != "cpu" or weight.target is not aten.permute.default:
         return False
-    has_few = isinstance(meta.shape[0], int) and meta.shape[0] <= MOST_ROWS
+    has_few = isinstance(meta.shape[0], int) and meta.shape[0] in ROWS
     return has_few and meta.dtype.is_floating_point and value.stride(0) == 1 and weight.args[1] == [1, 0]
 
 
