@@ -34,14 +34,19 @@ def test_size_of_the_loops_of_a_forecast_step(monkeypatch, chosen):
     assert torch._inductor.config.max_fusion_size == usual
 
 
+addmm = torch.ops.aten.addmm.default
+
+
 @pytest.mark.parametrize("wrapper", ["cpp_wrapper", "fx_wrapper"])
 def test_no_calls_where_inductor_has_none(monkeypatch, wrapper):
-    """A forecast step is compiled without calls of blocks under wrappers that cannot call one."""
+    """A forecast step is compiled without calls of blocks under wrappers that cannot call one; sums stay sums."""
     calls: list[int] = []
+    products: list[int] = []
 
     def compile_graph(gm: torch.fx.GraphModule, *rest: Any) -> Any:
         if type(gm).__name__ == "ForecastStep":
             calls.append(op_counts(gm)["invoke_subgraph"])
+            products.append(sum(2 in node.meta["val"].shape for node in gm.graph.find_nodes(op="call_function", target=addmm)))
         return make_eager(gm, *rest)
 
     monkeypatch.setattr(taylorseer_fx.backend, "make_eager", compile_graph)
@@ -52,6 +57,7 @@ def test_no_calls_where_inductor_has_none(monkeypatch, wrapper):
         with torch.no_grad(), torch._inductor.config.patch({wrapper: is_set}):
             compiled(**model.inputs(0))
     assert calls == [5, 0]
+    assert products == [0, 0]
 
 
 class TestKernelsAwaitedAtTheEnd:

@@ -120,11 +120,12 @@ def describe(result: WorkloadResult) -> str:
 
 
 def machine(report: Report) -> str:
-    """Where and when."""
+    """Where, and when last: workloads can be recorded one by one."""
     found = report.machine
     versions = ", ".join(f"{name} {number}" for name, number in found["versions"].items())
     commit = f", commit {found['commit'][:10]}" if found.get("commit") else ""
-    return f"{found['cpu']}, {found['threads']} threads, Python {found['python']}, {versions}, {found['date']}{commit}."
+    what = f"{found['cpu']}, {found['threads']} threads, Python {found['python']}, {versions}"
+    return f"{what}; newest rows {found['date']}{commit}."
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
