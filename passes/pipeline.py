@@ -15,6 +15,7 @@ from typing import TypeVar
 from torch import fx
 from torch._logging._internal import trace_structured
 
+from taylorseer_fx.passes.call_inputs import CallInputs, sort_inputs
 from taylorseer_fx.passes.canonicalize import canonicalize
 from taylorseer_fx.passes.clean_up import Variant, clean_up
 from taylorseer_fx.passes.find_cut_branches import find_arriving_branches, find_leaving_branches
@@ -28,7 +29,6 @@ from taylorseer_fx.passes.regions import RegionSet
 from taylorseer_fx.passes.specialize import StepKind, specialize
 from taylorseer_fx.passes.sum_few_rows import sum_few_rows
 from taylorseer_fx.passes.taylor import Storage
-from taylorseer_fx.passes.time_inputs import find_time_inputs
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -68,8 +68,7 @@ class PassResult:
     found: RegionSet
     granularity: str
     module_bytes: int | None
-    time_inputs: tuple[int, ...]
-    weight_input: int | None
+    inputs: CallInputs
     guarded: GuardedGraph | None
     variants: dict[StepKind, Variant]
     summed: fx.GraphModule | None
@@ -152,9 +151,8 @@ def run_passes(
     leaving = find_leaving_branches(canonical.graph, parameters, found, graph_break) if graph_break is not None else ()
     arriving = find_arriving_branches(canonical.graph, parameters, found) if is_part else ()
     found = replace(found, rejected=(*found.rejected, *leaving, *arriving))
-    time_inputs = find_time_inputs(canonical.graph, parameters)
-    weight_input = _telling_weight(placeholders, static_inputs, found)
-    about = (canonical, found, granularity, module_bytes, time_inputs, weight_input)
+    inputs = sort_inputs(canonical.graph, static_inputs, found, is_part or graph_break is not None)
+    about = (canonical, found, granularity, module_bytes, inputs)
     if not found.regions:
         return PassResult(*about, guarded=None, variants={}, summed=None, folded=None, stages=tuple(stages.records))
     guarded = stages.run("guard_regions", lambda: guard_regions(canonical, found, storage), lambda result: result.gm)
@@ -183,13 +181,6 @@ def _select(
         if selection.budget is None or needed <= selection.budget:
             return "module", needed, modules
     return "stack", needed, find("find_stack", lambda: find_stack(graph))
-
-
-def _telling_weight(placeholders: Sequence[fx.Node], static_inputs: Iterable[int], found: RegionSet) -> int | None:
-    """Position of a weight that tells which layer the graph is called for, should it serve several; of a region if possible."""
-    in_regions = {node for region in found.regions for node in region.live_ins}
-    static = list(static_inputs)
-    return next((i for i in static if placeholders[i] in in_regions), next(iter(static), None))
 
 
 def _variant(stages: _Stages, guarded: GuardedGraph, kind: StepKind) -> Variant:

@@ -1,39 +1,46 @@
-"""Turn a sequence of calls into (stream, generation, step), from what the caller says or from the timesteps alone.
+"""Turn a sequence of calls into (stream, generation, step), from what the caller says or from the inputs of the calls.
 
-Along a generation the time moves one way, be it a step index or the timestep that the model is called with. From that follows,
-with no help from the pipeline:
-
-* a change against the direction of travel starts a new generation;
-* the number of forwards at a generation's first timestep is its number of streams (1, or 2 under serial guidance);
-* the k-th forward at a timestep belongs to stream k. Where a later timestep is called more often than the first, the sampler
-  repeats it (Heun), and each round is a step of its own.
+Along a generation the time moves one way, be it a step index or the timestep that the model is called with; a change against the
+direction of travel starts a new generation. Within one, ``streams`` tells the calls apart by their conditioning.
 """
 
 import enum
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+from taylorseer_fx.runtime.conditioning import Conditioning, Held
 from taylorseer_fx.runtime.forward import Forward, Role, Site, begins_forward
-from taylorseer_fx.runtime.scope import Run, Scope, Time
+from taylorseer_fx.runtime.movement import Movement
+from taylorseer_fx.runtime.scope import Reading, Run, Scope
+from taylorseer_fx.runtime.streams import MAX_STREAMS, ForwardCall, Streams
 
 StreamKey = tuple[str | None, int]
-
-# A time that stands still for more forwards than this is no time: every forward would be taken for one more stream.
-MAX_STREAMS = 16
 
 
 @dataclass(frozen=True)
 class Tick:
     """One forward: the stream it belongs to, the generation of that stream, and the step index within it, from 0.
 
-    ``may_be_first``: the timestep rose at the second step. In a run with ascending timesteps it would; but so it would if the
-    first step was a lone call (to warm up, say) and this is the first step of a run with descending ones. Better to execute it.
+    ``execute``: whatever the schedule, since the stream or the step is not certain.
     """
 
     stream: StreamKey
     generation: int
     step: int
-    may_be_first: bool = False
+    execute: bool = False
+
+
+@dataclass(frozen=True)
+class GraphCall:
+    """What the clock is told of one call of a graph: the place in the model, the graph's number, and how to read the candidates
+    for the time (None where it has none), the conditioning and the samples.
+    """
+
+    site: Site
+    number: int = 0
+    read_time: Callable[[], Reading] | None = None
+    read_conditioning: Callable[[], Conditioning] = dict
+    read_samples: Callable[[], tuple[Held | None, ...]] = tuple
 
 
 class Source(enum.Enum):
@@ -51,74 +58,64 @@ class _Track:
 
     generation: int = 0
     source: Source | None = None
-    time: Time | None = None
-    direction: int = 0
-    step: int = 0  # of the first forward at ``time``
-    num_calls: int = 0  # at ``time``
-    num_streams: int = 1
-    may_be_first: bool = False
+    streams: Streams | None = None
+    count: int = 0
     run: Run | None = None
     forward: Forward | None = None
     last_forward: Forward | None = None
 
-    def enter(self, site: Site, scope: Scope | None, read_time: Callable[[], Time] | None) -> tuple[Forward, Role]:
+    def enter(self, call: GraphCall, scope: Scope | None) -> tuple[Forward, Role]:
         """The forward that a call belongs to, and its role there."""
-        if begins_forward(site, scope, self.forward, self.last_forward) or self._has_moved(site, read_time):
-            self.last_forward, self.forward = self.forward, Forward(site, scope)
+        if begins_forward(call.site, scope, self.forward, self.last_forward) or self._has_moved(call):
+            self.last_forward, self.forward = self.forward, Forward(call.site, scope, call.number)
         assert self.forward is not None
-        return self.forward, self.forward.add(site)
+        return self.forward, self.forward.add(call.site)
 
-    def _has_moved(self, site: Site, read_time: Callable[[], Time] | None) -> bool:
+    def _has_moved(self, call: GraphCall) -> bool:
         """Is a place that was not known so far called at another timestep? Hooks that make new weights each forward do that."""
-        if read_time is None or self.source is not Source.TIMESTEP or self.time is None:
+        if call.read_time is None or self.source is not Source.TIMESTEP or self.forward is None:
             return False
-        if any(forward is not None and site in forward.counts for forward in (self.forward, self.last_forward)):
+        if any(forward is not None and call.site in forward.counts for forward in (self.forward, self.last_forward)):
             return False
-        time = read_time()
-        return len(time) == len(self.time) and time != self.time
+        reading = call.read_time()
+        return len(reading) == len(self.forward.reading) and reading != self.forward.reading
 
-    def advance(self, source: Source, time: Time) -> tuple[int, int]:
-        """A forward at ``time``; returns (stream number, step)."""
-        ascending = source is not Source.TIMESTEP
-        if self.time is None or source is not self.source:
-            self._begin(source, time, ascending)
-        elif time == self.time:
-            self.num_calls += 1
-            if self.step == 0:
-                self.num_streams = self.num_calls
-        else:
-            direction = _direction(self.time, time)
-            if self.direction in (0, direction):
-                self.may_be_first = self.direction == 0 and direction > 0
-                self.step += -(-self.num_calls // self.num_streams)
-                self.time, self.direction, self.num_calls = time, direction, 1
-            else:
-                self._begin(source, time, ascending)
-        round_, stream = divmod(self.num_calls - 1, self.num_streams)
-        return stream, self.step + round_
+    def advance(self, source: Source, call: ForwardCall, say: Callable[[], None]) -> Tick:
+        """Account for a forward; the stream's name is left to the caller."""
+        known = self.streams.advance(call) if self.streams is not None and source is self.source else None
+        if known is None:
+            self.generation = self.streams.generation + 1 if self.streams is not None else self.generation + 1
+            self.source = source
+            self.streams = Streams(self.generation, Movement({} if source is Source.TIMESTEP else {0: 1}), say)
+            known = self.streams.begin(call), True
+        stream, execute = known
+        return Tick((None, stream.number), stream.generation, stream.step, execute)
 
     def stands_still(self) -> bool:
-        return self.num_streams > MAX_STREAMS
+        return self.streams is not None and self.streams.num_calls > MAX_STREAMS
+
+    def take_for_time(self, reading: Reading) -> None:
+        """The model's first forward: the graph that takes the timestep was compiled after those that lead."""
+        assert self.streams is not None
+        self.source = Source.TIMESTEP
+        self.streams.movement.directions.clear()
+        for stream in self.streams.active:
+            stream.last = replace(stream.last, reading=reading)
 
     def forget(self, run: Run | None = None) -> None:
         """What comes next is a new generation, in ``run``."""
-        self.time = self.forward = self.last_forward = None
-        self.run = run
-
-    def _begin(self, source: Source, time: Time, ascending: bool) -> None:
-        self.generation += 1
-        self.source, self.time, self.direction = source, time, int(ascending)
-        self.step, self.num_calls, self.num_streams = 0, 1, 1
-        self.may_be_first = False
+        if self.streams is not None:
+            self.generation = self.streams.generation
+        self.streams = self.forward = self.last_forward = None
+        self.count, self.run = 0, run
 
 
-def _trusted(scope: Scope | None) -> bool:
+def _is_trusted(scope: Scope | None) -> bool:
     return scope is not None and scope.run is not None and bool(scope.run.index.trusted)
 
 
-def _direction(before: Time, after: Time) -> int:
-    moved = next((b - a for a, b in zip(before, after, strict=False) if a != b), 0.0)
-    return 1 if moved > 0 else -1
+def _nothing(_topic: str, _message: str) -> None:
+    pass
 
 
 @dataclass
@@ -126,20 +123,22 @@ class Clock:
     """One a backend; a track for every named scope and one for calls outside any. Never waits for a device by itself.
 
     ``has_time_inputs``: some graph of the model was found to take the timestep, so that graphs which do not wait for it.
-    ``num_forwards``: begun so far, in all scopes.
+    ``num_forwards``: begun so far, in all scopes. ``notify`` is told once where calls cannot be told apart.
     """
 
+    notify: Callable[[str, str], None] = _nothing
     has_time_inputs: bool = False
     num_forwards: int = 0
     _tracks: dict[str | None, _Track] = field(default_factory=dict)
 
-    def tick(self, site: Site, scope: Scope | None, read_time: Callable[[], Time] | None) -> tuple[Tick | None, Role]:
+    def tick(self, call: GraphCall, scope: Scope | None, is_needed: bool = True) -> tuple[Tick | None, Role]:
         """Account for one call of a graph.
 
         Args:
-            site: the place in the model that is called.
-            scope: what the caller said, if anything. With a step there, no timestep is read.
-            read_time: reads the call's time inputs; None where the graph has none.
+            call: the place in the model that is called, and how to read what tells its stream and step. With a step in ``scope``,
+                no timestep is read.
+            scope: what the caller said, if anything.
+            is_needed: the tick is asked for now; else it may wait for what later calls of the forward tell.
 
         Returns:
             The tick of the forward that the call is part of, None while nothing tells its step; and the call's role in it.
@@ -148,45 +147,60 @@ class Clock:
         run = scope.run if scope is not None else None
         if run is not track.run:
             track.forget(run)
-        forward, role = track.enter(site, scope, read_time)
-        self.num_forwards += forward.num_calls == 1
-        if forward.tick is None:
-            forward.tick = self._tick(track, scope, read_time)
-        elif read_time is not None and track.source in (Source.COUNT, Source.INDEX) and not _trusted(scope):
-            # The model's first forward: the graph that takes the timestep was compiled after those that lead.
-            track.source, track.time, track.direction = Source.TIMESTEP, read_time(), 0
+        before = track.forward
+        forward, role = track.enter(call, scope)
+        if forward is not before:
+            self.num_forwards += 1
+            if before is not None:
+                self._settle(track, before)
+        if not forward.is_settled:
+            self._gather(forward, call)
+            if is_needed:
+                self._settle(track, forward)
+        elif call.read_time is not None and track.source in (Source.COUNT, Source.INDEX) and not _is_trusted(scope):
+            track.take_for_time(call.read_time())
         return forward.tick, role
 
-    def _tick(self, track: _Track, scope: Scope | None, read_time: Callable[[], Time] | None) -> Tick | None:
-        name = scope.name if scope is not None else None
-        reading = self._read(track, scope, read_time)
-        if reading is None:
-            return None
-        stream, step = track.advance(*reading)
-        if track.stands_still():
-            return None
-        if scope is not None and scope.step is not None:
-            step = scope.step
-        return Tick((name, stream), track.generation, step, track.may_be_first)
+    def _gather(self, forward: Forward, call: GraphCall) -> None:
+        scope = forward.scope
+        if call.read_time is not None and not (scope is not None and scope.step is not None) and not _is_trusted(scope):
+            forward.reading += call.read_time()
+        forward.conditioning.update(call.read_conditioning())
+        forward.samples += call.read_samples()
 
-    def _read(self, track: _Track, scope: Scope | None, read_time: Callable[[], Time] | None) -> tuple[Source, Time] | None:
+    def _settle(self, track: _Track, forward: Forward) -> None:
+        """Give a forward its tick, as far as its calls so far tell."""
+        scope = forward.scope
+        timed = self._read(track, forward) if not forward.is_settled else None
+        if timed is None:
+            return
+        source, reading = timed
+        call = ForwardCall((forward.leader, forward.number), reading, forward.conditioning, forward.samples)
+        tick = track.advance(source, call, lambda: self.notify("calls that look alike", _ALIKE))
+        if source is Source.TIMESTEP and scope is not None and scope.run is not None and track.streams is not None:
+            scope.run.index.compare(track.streams.movement.time_of(reading))
+        forward.is_settled = True
+        if not track.stands_still():
+            step = scope.step if scope is not None and scope.step is not None else tick.step
+            forward.tick = replace(tick, stream=(scope.name if scope is not None else None, tick.stream[1]), step=step)
+
+    def _read(self, track: _Track, forward: Forward) -> tuple[Source, Reading] | None:
         """The time of a forward, from the best source there is."""
+        scope = forward.scope
         if scope is not None and scope.step is not None:
-            return Source.STEP, (float(scope.step),)
+            return Source.STEP, ((float(scope.step),),)
         index = scope.run.index if scope is not None and scope.run is not None else None
         if index is not None and (index.trusted or not self.has_time_inputs):
             value = index.read()
             if value is not None:
-                return Source.INDEX, (float(value),)
-        if read_time is not None:
-            time = read_time()
-            if index is not None:
-                index.compare(time)
-            return Source.TIMESTEP, time
-        if scope is None or not scope.is_stream or self.has_time_inputs:
+                return Source.INDEX, ((float(value),),)
+        is_one_stream = scope is not None and scope.is_stream
+        if forward.reading and (self.has_time_inputs or not is_one_stream):
+            return Source.TIMESTEP, forward.reading
+        if not is_one_stream or self.has_time_inputs:
             return None
-        count = track.time[0] + 1.0 if track.time is not None and track.source is Source.COUNT else 0.0
-        return Source.COUNT, (count,)
+        track.count += 1
+        return Source.COUNT, ((float(track.count),),)
 
     def abandon(self, scope: Scope | None) -> None:
         """A call failed: what comes next in this scope is a new generation, with a number of its own, since states remain."""
@@ -197,3 +211,11 @@ class Clock:
     def forget(self, chosen: Callable[[str | None], bool] = lambda _: True) -> None:
         """Drop the tracks of the ``chosen`` scopes, whose states are freed: the next call there begins anew."""
         self._tracks = {name: track for name, track in self._tracks.items() if not chosen(name)}
+
+
+_ALIKE = (
+    "several calls at one timestep could not be told apart: they are given the same conditioning, or one that is made anew for "
+    "every call, so they may be guidance, windows of one sample, or steps. Such calls are executed in full. Name them, "
+    "`with backend.stream('cond'): model(...)`, or let the pipeline do so, `backend.attach(pipe)`; or pass the same tensors at "
+    "every step."
+)

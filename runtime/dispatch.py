@@ -14,15 +14,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from taylorseer_fx.passes.call_inputs import CallInputs
 from taylorseer_fx.passes.specialize import StepKind
 from taylorseer_fx.passes.taylor import Storage
 from taylorseer_fx.runtime.buffers import Argument, BufferLayout, num_bytes
-from taylorseer_fx.runtime.clock import MAX_STREAMS, Clock, StreamKey, Tick
+from taylorseer_fx.runtime.clock import Clock, GraphCall, StreamKey, Tick
+from taylorseer_fx.runtime.conditioning import read_conditioning, read_samples
 from taylorseer_fx.runtime.cuda_graphs import CudaGraphs, GraphedVariant
-from taylorseer_fx.runtime.forward import Role, Site
+from taylorseer_fx.runtime.forward import Role
 from taylorseer_fx.runtime.graph_api import GraphApi, is_capturing, stream_reader
 from taylorseer_fx.runtime.schedule import Schedule
-from taylorseer_fx.runtime.scope import ScopeVariable, Time
+from taylorseer_fx.runtime.scope import Reading, ScopeVariable
+from taylorseer_fx.runtime.streams import MAX_STREAMS
 from taylorseer_fx.runtime.weights import DifferenceHistory, History, Row, SnapshotHistory
 
 BoxedCallable = Callable[[list[Any]], Sequence[Any]]
@@ -57,7 +60,7 @@ class Runtime:
     schedule: Schedule
     storage: Storage
     notify: Callable[[str, str], None]
-    clock: Clock = field(default_factory=Clock)
+    clock: Clock = field(init=False)
     scopes: ScopeVariable = field(default_factory=ScopeVariable)
     counters: Counters = field(default_factory=Counters)
     states: dict[tuple[StreamKey, Role], StreamState] = field(default_factory=dict)
@@ -66,7 +69,11 @@ class Runtime:
     peak_states: int = 0
     has_regions: bool = False  # in some graph compiled so far
     swept: dict[StreamKey, int] = field(default_factory=dict)  # the generation whose predecessors' states were freed
+    changed: dict[StreamKey, int] = field(default_factory=dict)  # the step at which a new place was called in mid-generation
     lock: threading.RLock = field(default_factory=threading.RLock)  # reentrant: a progress bar may be collected within
+
+    def __post_init__(self) -> None:
+        self.clock = Clock(self.notify)
 
     def capture_with(self, api: GraphApi) -> None:
         """Run what is on devices of ``api`` by captures."""
@@ -88,6 +95,7 @@ class Runtime:
         with self.lock:
             self.states.clear()
             self.swept.clear()
+            self.changed.clear()
             self.clock.forget()
         if self.graphs is not None:
             self.graphs.clear()
@@ -100,15 +108,16 @@ class Runtime:
             self.swept = {stream: n for stream, n in self.swept.items() if not _within(stream[0], scope_name, contexts)}
 
     def sweep(self, tick: Tick) -> None:
-        """Free what a stream kept of earlier generations in places that this one did not come by in its first step."""
-        if tick.step == 0 or self.swept.get(tick.stream) == tick.generation:
-            return
-        self.swept[tick.stream] = tick.generation
-        self._free(lambda stream, state: stream == tick.stream and state.generation < tick.generation)
-
-    def drop_unused(self, tick: Tick) -> None:
-        """Free what a stream keeps for places that it no longer comes by, after it came by a new one in mid-generation."""
-        self._free(lambda stream, state: stream == tick.stream and state.last_used < tick.step - 1)
+        """Free what a stream kept of earlier generations in places that this one did not come by in its first step, and what it
+        keeps for places that it no longer comes by since it came by a new one in mid-generation.
+        """
+        stream = tick.stream
+        if tick.step > 0 and self.swept.get(stream) != tick.generation:
+            self.swept[stream] = tick.generation
+            self._free(lambda other, state: other == stream and state.generation < tick.generation)
+        if stream in self.changed and tick.step != self.changed[stream]:
+            del self.changed[stream]
+            self._free(lambda other, state: other == stream and state.last_used < tick.step - 1)
 
     def _free(self, chosen: Callable[[StreamKey, StreamState], bool]) -> None:
         self.states = {key: state for key, state in self.states.items() if not chosen(key[0], state)}
@@ -125,21 +134,21 @@ def _within(name: str | None, outer: str | None, contexts: Collection[str] | Non
 
 @dataclass(frozen=True)
 class GraphInfo:
-    """What the runtime has to know of a compiled graph: its number, the input that carries the weight by which one layer that it
-    serves is told from another (None where it has no weights), and its time inputs.
-    """
+    """What the runtime has to know of a compiled graph: its number, and what its inputs tell of a call."""
 
     number: int
-    weight_input: int | None
-    time_inputs: tuple[int, ...]
+    inputs: CallInputs
 
-    def site(self, args: Sequence[Argument]) -> Site:
-        return id(args[self.weight_input]) if self.weight_input is not None else ("graph", self.number)
-
-    def time_reader(self, args: Sequence[Argument]) -> Callable[[], Time] | None:
-        if not self.time_inputs:
-            return None
-        return lambda: read_time([args[i] for i in self.time_inputs])
+    def call(self, args: Sequence[Argument]) -> GraphCall:
+        """What the clock is told of a call with ``args``."""
+        inputs = self.inputs
+        return GraphCall(
+            site=id(args[inputs.weight]) if inputs.weight is not None else ("graph", self.number),
+            number=self.number,
+            read_time=(lambda: read_time([args[i] for i in inputs.time])) if inputs.time else None,
+            read_conditioning=lambda: read_conditioning(self.number, args, inputs),
+            read_samples=lambda: read_samples(args, inputs.samples),
+        )
 
 
 @dataclass(frozen=True)
@@ -171,7 +180,7 @@ class Observer:
         runtime, scope = self._runtime, self._runtime.scopes.get()
         try:
             with runtime.lock:
-                runtime.clock.tick(self._info.site(args), scope, self._info.time_reader(args))
+                runtime.clock.tick(self._info.call(args), scope, is_needed=False)
             if self._is_part and not runtime.has_regions and runtime.clock.num_forwards > 1:
                 runtime.notify("no regions at all", _NO_REGIONS)
             return self._run(args)
@@ -205,10 +214,10 @@ class Dispatcher:
         scope = self._runtime.scopes.get()
         try:
             with self._runtime.lock:
-                tick, role = self._runtime.clock.tick(self._info.site(args), scope, self._info.time_reader(args))
+                tick, role = self._runtime.clock.tick(self._info.call(args), scope)
                 state = self._state(tick, role, args)
             step = tick.step - state.first_step if tick is not None else 0
-            execute = self._runtime.schedule.is_full(step) or (tick is not None and tick.may_be_first)
+            execute = self._runtime.schedule.is_full(step) or (tick is not None and tick.execute)
             return self._execute(step, state, args) if execute else self._forecast(step, state, args)
         except BaseException:
             with self._runtime.lock:
@@ -278,7 +287,7 @@ class Dispatcher:
             stream == tick.stream and state.generation == tick.generation for (stream, _), state in self._runtime.states.items()
         ):
             self._runtime.notify("change in mid-generation", _CHANGED.format(step=tick.step))
-            self._runtime.drop_unused(tick)
+            self._runtime.changed[tick.stream] = tick.step
         if old is None or not fits:
             if old is not None:
                 old.buffers.clear()  # before there are new ones; should there be no room for these, nothing fits what is left
@@ -334,8 +343,8 @@ def make_coefficients(values: Row, dtype: torch.dtype, device: torch.device) -> 
 _MANY = 256  # elements; from here on the extremes are taken by torch, not by Python
 
 
-def read_time(tensors: Sequence[Any]) -> Time:
-    """Smallest and largest value of each time input: two numbers that change when any step is taken, whatever the batch.
+def read_time(tensors: Sequence[Any]) -> Reading:
+    """Largest and smallest value of each candidate for the time: numbers that change when any step is taken, whatever the batch.
 
     Waits for the device once, however many of them are there.
     """
@@ -344,10 +353,10 @@ def read_time(tensors: Sequence[Any]) -> Time:
         values = torch.cat([tensors[i].reshape(-1).to(torch.float64) for i in there]).cpu()
         read = dict(zip(there, torch.split(values, [tensors[i].numel() for i in there]), strict=True))
         return read_time([read.get(i, tensor) for i, tensor in enumerate(tensors)])
-    time: list[float] = []
+    reading = []
     for tensor in tensors:
         if tensor.numel() > _MANY:
             tensor = torch.stack(torch.aminmax(tensor))
         values = tensor.reshape(-1).tolist()
-        time += (max(values), min(values))
-    return tuple(time)
+        reading.append((max(values), min(values)))
+    return tuple(reading)

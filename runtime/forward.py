@@ -12,9 +12,11 @@ from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from taylorseer_fx.runtime.scope import Reading, Scope
+
 if TYPE_CHECKING:
     from taylorseer_fx.runtime.clock import Tick
-    from taylorseer_fx.runtime.scope import Scope
+    from taylorseer_fx.runtime.conditioning import Content, Held, Key
 
 # Of a forward that never seems to end, since hooks make new weights each time: what it remembers must be bounded.
 MAX_SITES = 10_000
@@ -25,13 +27,18 @@ Role = tuple[Site, int]  # a site, and how many times it was called before in th
 
 @dataclass
 class Forward:
-    """The calls of a forward so far."""
+    """The calls of a forward so far, and what they tell of its stream and step until these are needed; then it is ``settled``."""
 
     leader: Site
-    scope: "Scope | None"
+    scope: Scope | None
+    number: int = 0
     tick: "Tick | None" = None
+    is_settled: bool = False
     counts: dict[Site, int] = field(default_factory=dict)
     num_calls: int = 0
+    reading: Reading = ()
+    conditioning: "dict[Key, Content]" = field(default_factory=dict)
+    samples: "tuple[Held | None, ...]" = ()
 
     def add(self, site: Site) -> Role:
         occurrence = self.counts.get(site, 0)
@@ -40,7 +47,7 @@ class Forward:
         return site, occurrence
 
 
-def begins_forward(site: Site, scope: "Scope | None", current: Forward | None, last: Forward | None) -> bool:
+def begins_forward(site: Site, scope: Scope | None, current: Forward | None, last: Forward | None) -> bool:
     """Is a call of ``site`` the first of a forward, after ``current`` so far and ``last`` before it?
 
     The leader always begins one, and so does entering a scope. Without the leader (the model took another way through its code)

@@ -9,7 +9,8 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 
-Time = tuple[float, ...]
+Time = tuple[float, ...]  # largest and smallest value of an input that may be the time
+Reading = tuple[Time, ...]  # of a call: of each such input
 
 
 @dataclass(eq=False)
@@ -23,12 +24,12 @@ class StepIndex:
     read: Callable[[], int | None]
     trusted: bool | None = None
     _agreed: int = 0
-    _last: tuple[int | None, Time] | None = None
+    _last: tuple[int | None, Reading] | None = None
 
     def begin(self) -> None:
         self._last, self._agreed = None, 0
 
-    def compare(self, time: Time) -> None:
+    def compare(self, time: Reading) -> None:
         """A call at ``time``: did the index move with it?"""
         index, last = self.read(), self._last
         if last is not None and self.trusted is None:

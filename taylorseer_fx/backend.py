@@ -227,13 +227,13 @@ class TaylorSeerBackend:
             dtype = result.guarded.coefficient_dtype
         found = replace(result.found, regions=())
         over_budget = self._over_budget(result)
-        steps = CompiledSteps(found, over_budget, result.weight_input, result.time_inputs, variants, layout, dtype, result)
+        steps = CompiledSteps(found, over_budget, result.inputs, variants, layout, dtype, result)
         return StepCode(tag, steps, passes)
 
     def _install(self, origin: GraphOrigin, steps: CompiledSteps) -> BoxedCallable:
         """What runs the code of a graph, compiled or loaded, as part of this backend's model."""
         runtime = self._runtime
-        info = GraphInfo(len(self._graphs), steps.weight_input, steps.time_inputs)
+        info = GraphInfo(len(self._graphs), steps.inputs)
         if steps.layout is None or steps.coefficient_dtype is None:
             self._no_regions(steps.found, origin)
             is_part = origin.is_part or origin.graph_break is not None
@@ -249,7 +249,7 @@ class TaylorSeerBackend:
             run = Dispatcher(runtime, info, variants, steps.layout, steps.coefficient_dtype)
         runtime.counters.compiles += len(steps.variants)
         self._graphs.append(CompiledGraph(steps.passes, origin.graph_break))
-        runtime.clock.has_time_inputs |= bool(steps.time_inputs)
+        runtime.clock.has_time_inputs |= steps.inputs.has_time
         return run
 
     def _variant(self, name: str, code: VariantCode) -> CompiledVariant:

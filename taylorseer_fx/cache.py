@@ -31,6 +31,7 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv
 import taylorseer_fx.passes
 import taylorseer_fx.runtime
 from taylorseer_fx.config import BackendConfig
+from taylorseer_fx.passes.call_inputs import CallInputs
 from taylorseer_fx.passes.emit import graph_module
 from taylorseer_fx.passes.module_path import module_path, source_line
 from taylorseer_fx.passes.pipeline import PassResult, no_garbage_collection, run_passes
@@ -126,8 +127,7 @@ class CompiledSteps:
 
     found: RegionSet
     over_budget: str
-    weight_input: int | None
-    time_inputs: tuple[int, ...]
+    inputs: CallInputs
     variants: dict[StepKind, VariantCode]
     layout: BufferLayout | None
     coefficient_dtype: torch.dtype | None

@@ -190,7 +190,7 @@ def _summarize(result: PassResult, num_layers: int, graph_break: GraphBreak | No
         num_regions=len(result.found.regions),
         num_features=len(result.found.features),
         flops={name: count_flops(gm.graph) for name, gm in _step_graphs(result).items()},
-        takes_time=bool(result.time_inputs),
+        takes_time=bool(result.inputs.time),
         num_layers=num_layers,
         ends_at=str(graph_break or "return"),
     )
@@ -223,7 +223,7 @@ def describe_graph(
         num_ops={name: count_ops(gm.graph) for name, gm in graphs.items()},
         flops={name: count_flops(gm.graph) for name, gm in graphs.items()},
         traffic={name: count_traffic(gm.graph) for name, gm in graphs.items()},
-        time_inputs=tuple(_input_text(inputs[i]) for i in result.time_inputs),
+        time_inputs=tuple(_input_text(inputs[i]) for i in result.inputs.time),
         number=number,
         graphs=summaries or (_summarize(result, 0, None),),
         cuda_graphs=cuda_graphs,

@@ -38,7 +38,7 @@ def found(forward: Callable[..., Tensor], **inputs: Tensor) -> set[str]:
     traced = trace(Model(forward).eval(), **inputs)
     gm = canonicalize(traced.gm)
     placeholders = gm.graph.find_nodes(op="placeholder")
-    positions = find_time_inputs(gm.graph, [placeholders[i] for i in traced.static_inputs])
+    positions, _ = find_time_inputs(gm.graph, [placeholders[i] for i in traced.static_inputs])
     by_identity = {id(tensor): name for name, tensor in inputs.items()}
     return {by_identity[id(traced.real_inputs[i])] for i in positions}
 
@@ -145,6 +145,6 @@ def test_positions_are_in_order_and_of_the_graph():
     traced = trace(Model(forward).eval(), x=X, t=torch.rand(2), g=torch.rand(2))
     gm = canonicalize(traced.gm)
     placeholders = gm.graph.find_nodes(op="placeholder")
-    positions = find_time_inputs(gm.graph, [placeholders[i] for i in traced.static_inputs])
+    positions, _ = find_time_inputs(gm.graph, [placeholders[i] for i in traced.static_inputs])
     assert positions == tuple(sorted(positions))
     assert [tuple(placeholders[i].meta["val"].shape) for i in positions] == [(2,), (2,)]

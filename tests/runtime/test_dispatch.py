@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from taylorseer_fx.passes.call_inputs import CallInputs
 from taylorseer_fx.passes.specialize import StepKind
 from taylorseer_fx.passes.taylor import Storage
 from taylorseer_fx.runtime.buffers import BufferLayout, BufferTemplate, SizeSource
@@ -85,7 +86,7 @@ class Harness:
 
     def dispatcher(self, graph_id: int = 1, time_inputs: tuple[int, ...] = (1,)) -> Dispatcher:
         variants = {kind: CompiledVariant(self._stand_in(kind), tuple) for kind in StepKind}
-        return Dispatcher(self.runtime, GraphInfo(graph_id, None, time_inputs), variants, self.layout, torch.float32)
+        return Dispatcher(self.runtime, GraphInfo(graph_id, CallInputs(None, time_inputs, bool(time_inputs), (), ())), variants, self.layout, torch.float32)
 
     def _stand_in(self, kind: StepKind) -> Any:
         def run(inputs: list[Any]) -> tuple[Tensor, ...]:

@@ -1,0 +1,118 @@
+"""Read what a call is conditioned on, without waiting for a device: which tensors it is given, and small values on the host.
+
+A pipeline gives the same prompt to every step, so the tensors that come again tell which calls belong together:
+
+    step 0:  model(x0, t0, cond)   model(x0, t0, uncond)        two streams
+    step 1:  model(x1, t1, cond)   model(x1, t1, uncond)        each known by the tensor that comes again
+
+A tensor comes again where its memory, its place in it and its version are the same. One that nobody holds any more cannot come
+again, so conditioning that is made anew for every call, on a device, tells nothing.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+
+from taylorseer_fx.passes.call_inputs import CallInputs
+
+# Tensors of up to this many elements are compared by value where they lie on the host: class labels, or a guidance scale.
+FEW_INTEGERS = 256
+FEW_FLOATS = 16
+
+
+@dataclass(frozen=True)
+class Value:
+    """A small tensor on the host, by value."""
+
+    shape: tuple[int, ...]
+    values: tuple[Any, ...]
+
+    def may_return(self) -> bool:
+        return True
+
+
+@dataclass(frozen=True)
+class Held:
+    """A tensor by its identity. The reference is weak, and keeps another storage from taking the same address."""
+
+    storage: StorageWeakRef
+    offset: int
+    shape: tuple[int, ...]
+    version: int
+
+    def may_return(self) -> bool:
+        """Does anybody hold it still?"""
+        return not self.storage.expired()  # type: ignore[no-untyped-call]
+
+
+Content = Value | Held
+Key = tuple[int, int]  # a graph's number, and the position of one of its inputs
+Conditioning = Mapping[Key, Content]
+
+
+def content_of(tensor: Tensor, is_part: bool = False) -> Content | None:
+    """What ``tensor`` says; None where it has no storage to know it by. Within a model (``is_part``) floating-point numbers are
+    what was computed on the way, new in every step.
+    """
+    few = FEW_INTEGERS if not tensor.is_floating_point() else 0 if is_part else FEW_FLOATS
+    if tensor.device.type == "cpu" and tensor.numel() <= few:
+        values = tensor.detach().reshape(-1).tolist()
+        return Value(tuple(tensor.shape), tuple(None if value != value else value for value in values))
+    return identity_of(tensor)
+
+
+def identity_of(tensor: Tensor) -> Held | None:
+    """``tensor`` as an object, whatever its values."""
+    try:
+        storage = StorageWeakRef(tensor.untyped_storage())  # type: ignore[no-untyped-call]
+    except (NotImplementedError, RuntimeError):  # sparse tensors, some subclasses
+        return None
+    version = 0 if tensor.is_inference() else tensor._version
+    return Held(storage, int(tensor.storage_offset()), tuple(tensor.shape), version)
+
+
+def read_conditioning(number: int, args: Sequence[Any], inputs: CallInputs) -> dict[Key, Content]:
+    """What the inputs of graph ``number`` say; of the samples, which change with every step, just which part of a larger tensor
+    each is (a window of the latents).
+    """
+    found: dict[Key, Content] = {}
+    for position in inputs.conditioning:
+        content = content_of(args[position], inputs.is_part)
+        if content is not None:
+            found[number, position] = content
+    for position in inputs.samples:
+        found[number, position] = Value((), (args[position].storage_offset(),))
+    return found
+
+
+def is_same_sample(before: Sequence[Held | None], now: Sequence[Held | None]) -> bool:
+    """Is the very same sample passed again, so that it is the same step? Under inference mode, where changes in place leave no
+    mark, nothing says so.
+    """
+    return bool(now) and None not in now and list(before) == list(now)
+
+
+def read_samples(args: Sequence[Any], samples: Sequence[int]) -> tuple[Held | None, ...]:
+    """The samples of a call as objects, None where that can't be told."""
+    return tuple(None if args[position].is_inference() else identity_of(args[position]) for position in samples)
+
+
+def still_fits(known: Conditioning, now: Conditioning) -> bool:
+    """May a call given ``now`` belong with earlier ones that were given ``known``? Not if something is missing that is still
+    held, and so may come again in another call. Where a graph was compiled anew, its inputs have other keys.
+    """
+    there = set(now.values())
+    for key, content in known.items():
+        is_there = now[key] == content if key in now else content in there
+        if not is_there and content.may_return():
+            return False
+    return True
+
+
+def in_common(known: Conditioning, now: Conditioning) -> dict[Key, Content]:
+    """What ``now`` shares with ``known``, under the keys of ``now``."""
+    there = set(known.values())
+    return {key: content for key, content in now.items() if (known[key] == content if key in known else content in there)}

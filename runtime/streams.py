@@ -1,0 +1,201 @@
+"""Tell the streams of a generation apart, and count the steps of each.
+
+    calls:    cond uncond | cond uncond | cond | cond uncond        guidance that pauses
+    stream:   0    1      | 0    1      | 0    | 0    1
+    step:     0    0      | 1    1      | 2    | 3    2
+
+A call belongs to the stream whose conditioning it is given; at the same time another graph is another stream, too. A further call
+of a stream at the same time is a step of its own, since samplers do that (Heun), but for its first time, where none does. There,
+and where conditioning is made anew for every call or there is none and the pattern of calls changes, calls cannot be told apart:
+they may be windows of one sample. Then the stream begins anew with each, so that all are executed.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from taylorseer_fx.runtime.conditioning import Conditioning, Held, in_common, is_same_sample, still_fits
+from taylorseer_fx.runtime.forward import Site
+from taylorseer_fx.runtime.movement import Move, Movement, changes
+from taylorseer_fx.runtime.scope import Reading
+
+# Of the streams of a generation: more are windows that move, or the time stands still and so is none.
+MAX_STREAMS = 16
+
+# A stream that sat out this many times has ended: its number, and with it its buffers, may go to another.
+PATIENCE = 3
+
+
+@dataclass(frozen=True)
+class ForwardCall:
+    """What tells the stream of a forward: the place and the graph that lead it, the candidates for the time, the conditioning,
+    and the samples as objects.
+    """
+
+    graph: tuple[Site, int]
+    reading: Reading
+    conditioning: Conditioning = field(default_factory=dict)
+    samples: tuple[Held | None, ...] = ()
+
+
+@dataclass(eq=False)
+class Stream:
+    """One sequence of calls. ``conditioning`` is what all of them were given, ``made_anew``: some of it was given just once.
+
+    ``time`` is the index of the last call's time in the generation, ``rounds`` the number of calls there. ``doubtful``: the last
+    call there may have been another stream's; ``was_doubtful``: so it was at the time before.
+    """
+
+    number: int
+    generation: int
+    last: ForwardCall
+    conditioning: Conditioning
+    time: int
+    step: int = 0
+    rounds: int = 1
+    has_moved: bool = False
+    made_anew: bool = False
+    doubtful: bool = False
+    was_doubtful: bool = False
+
+    def fits(self, call: ForwardCall) -> bool:
+        return still_fits(self.conditioning, call.conditioning)
+
+    def may_go_on_with(self, call: ForwardCall) -> bool:
+        """Could ``call`` be the next step? With one candidate for the time, that alone decides."""
+        return self.fits(call) and (len(call.reading) == 1 or not is_same_sample(self.last.samples, call.samples))
+
+    def take(self, call: ForwardCall, time: int) -> None:
+        shared = in_common(self.conditioning, call.conditioning)
+        self.made_anew |= len(shared) < len(self.conditioning)
+        self.rounds = self.rounds + 1 if self.time == time else 1
+        self.has_moved |= self.time != time
+        self.conditioning, self.last, self.time = shared, call, time
+
+
+@dataclass
+class Streams:
+    """The streams of one generation, numbered from ``generation`` on as often as one of them begins anew.
+
+    ``time`` is the index of the present time, ``num_calls`` counts the calls there. ``repeats``: the sampler calls a stream twice
+    at a time. ``say`` is called where calls cannot be told apart.
+    """
+
+    generation: int
+    movement: Movement
+    say: Callable[[], None]
+    active: list[Stream] = field(default_factory=list)
+    time: int = 0
+    num_calls: int = 1
+    repeats: bool = False
+    _latest: Stream | None = None
+    _begun_alone: Stream | None = None
+    _untried: int = -1
+
+    def begin(self, call: ForwardCall) -> Stream:
+        """A stream that was not called before in this generation."""
+        remaining = [stream for stream in self.active if self.time - stream.time <= PATIENCE]
+        if len(remaining) == MAX_STREAMS:
+            self.say()
+            remaining.remove(min(remaining, key=lambda stream: stream.time))
+        taken = {stream.number for stream in remaining}
+        number = next(i for i in range(MAX_STREAMS) if i not in taken)
+        self.generation += len(remaining) < len(self.active)
+        self.active = remaining
+        self._latest = Stream(number, self.generation, call, call.conditioning, self.time)
+        self.active.append(self._latest)
+        return self._latest
+
+    def advance(self, call: ForwardCall) -> tuple[Stream, bool] | None:
+        """The stream of a forward, and whether it is to be executed whatever the schedule; None where it goes back in time."""
+        owners, move = self._owners(call)
+        if move is Move.BACK:
+            return None
+        if not owners:
+            return self._unknown(call)
+        if len(owners) > 1:
+            self._note_time(call)
+            return self._begin_anew(owners[0], call)
+        return self._next_step(owners[0], call) if move is Move.ON else self._again(owners[0], call)
+
+    def _owners(self, call: ForwardCall) -> tuple[list[Stream], Move]:
+        """The streams that a call may belong to, none for one that was not called so far, and how the time moved for them."""
+        moves = {stream: self._move(stream, call) for stream in self.active if stream.fits(call)}
+        moves = {stream: move for stream, move in moves.items() if move is not Move.SAME or self._is_alike(stream, call)}
+        if not moves:
+            assert self._latest is not None
+            return [], self.movement.of(self._latest.last.reading, call.reading, may_begin=False)
+        distances = {stream: self._distance(stream, move, call) for stream, move in moves.items()}
+        nearest = [stream for stream in moves if distances[stream] == min(distances.values())]
+        return nearest, moves[nearest[0]]
+
+    def _move(self, stream: Stream, call: ForwardCall) -> Move:
+        return self.movement.of(stream.last.reading, call.reading, stream.may_go_on_with(call))
+
+    def _is_alike(self, stream: Stream, call: ForwardCall) -> bool:
+        """At the same time: the same graph, and what else may be a time has the same value."""
+        others = self.movement.others
+        return stream.last.graph == call.graph and others(stream.last.reading) == others(call.reading)
+
+    def _distance(self, stream: Stream, move: Move, call: ForwardCall) -> tuple[bool, bool, int]:
+        """Rather of the same graph than of one compiled anew, rather not called at this time, rather with less that moved."""
+        return stream.last.graph != call.graph, move is Move.SAME, len(changes(stream.last.reading, call.reading))
+
+    def _unknown(self, call: ForwardCall) -> tuple[Stream, bool]:
+        """A call of no stream so far. What is given anew at every step, and held on to, is no conditioning: where the call before
+        began a stream, alone at its time, as this one would again, both are steps of one.
+        """
+        self._note_time(call)
+        if self.num_calls == 1 and self._begun_alone is not None:
+            return self._go_on(self._begun_alone, call), True
+        return self.begin(call), True
+
+    def _next_step(self, stream: Stream, call: ForwardCall) -> tuple[Stream, bool]:
+        is_first_move = not self.movement.directions
+        self.movement.follow(stream.last.reading, call.reading)
+        self._note_time(call)
+        if is_first_move and self.movement.is_untried(call.reading):
+            self._untried = self.time
+        stream.was_doubtful, stream.doubtful = stream.doubtful, False
+        execute = stream.was_doubtful or self._untried == self.time
+        return self._go_on(stream, call), execute
+
+    def _again(self, stream: Stream, call: ForwardCall) -> tuple[Stream, bool]:
+        """A further call at the same time."""
+        self.num_calls += 1
+        if not self._is_a_step(stream, call):
+            return self._begin_anew(stream, call)
+        self.repeats = True
+        return self._go_on(stream, call), False
+
+    def _is_a_step(self, stream: Stream, call: ForwardCall) -> bool:
+        if stream.made_anew or stream.was_doubtful or stream.rounds > 1 or not (stream.has_moved or self.repeats):
+            return False
+        shared = in_common(stream.conditioning, call.conditioning)
+        is_told = bool(shared) and len(shared) == len(stream.conditioning)
+        return is_told or self.repeats or self.time == 1
+
+    def _begin_anew(self, stream: Stream, call: ForwardCall) -> tuple[Stream, bool]:
+        """A call that may be another stream's: what is kept of this one is of no use to it."""
+        if stream.has_moved:
+            self.say()
+        self.generation += 1
+        stream.generation, stream.step, stream.doubtful = self.generation, 0, True
+        stream.take(call, self.time)
+        self._latest = stream
+        return stream, True
+
+    def _go_on(self, stream: Stream, call: ForwardCall) -> Stream:
+        stream.step += 1
+        stream.take(call, self.time)
+        self._latest = stream
+        return stream
+
+    def _note_time(self, call: ForwardCall) -> None:
+        """Count the call: is it the first at another time?"""
+        latest = self._latest
+        assert latest is not None
+        if self.movement.of(latest.last.reading, call.reading, may_begin=len(call.reading) == 1) is Move.SAME:
+            self.num_calls += 1
+            return
+        self._begun_alone = latest if self.num_calls == 1 and latest.step == 0 and latest.time > 0 else None
+        self.time, self.num_calls = self.time + 1, 1
