@@ -33,7 +33,8 @@ class Tick:
 @dataclass(frozen=True)
 class GraphCall:
     """What the clock is told of one call of a graph: the place in the model, the graph's number, and how to read the candidates
-    for the time (None where it has none), the conditioning and the samples.
+    for the time (None where it has none), the conditioning and the samples. ``has_time``: a time is among the candidates for
+    certain; else forwards of a named stream are counted.
     """
 
     site: Site
@@ -41,6 +42,7 @@ class GraphCall:
     read_time: Callable[[], Reading] | None = None
     read_conditioning: Callable[[], Conditioning] = dict
     read_samples: Callable[[], tuple[Held | None, ...]] = tuple
+    has_time: bool = True
 
 
 class Source(enum.Enum):
@@ -163,7 +165,8 @@ class Clock:
 
     def _gather(self, forward: Forward, call: GraphCall) -> None:
         scope = forward.scope
-        if call.read_time is not None and not (scope is not None and scope.step is not None) and not _is_trusted(scope):
+        is_told = scope is not None and (scope.step is not None or (scope.is_stream and not call.has_time))
+        if call.read_time is not None and not is_told and not _is_trusted(scope):
             forward.reading += call.read_time()
         forward.conditioning.update(call.read_conditioning())
         forward.samples += call.read_samples()
@@ -194,10 +197,9 @@ class Clock:
             value = index.read()
             if value is not None:
                 return Source.INDEX, ((float(value),),)
-        is_one_stream = scope is not None and scope.is_stream
-        if forward.reading and (self.has_time_inputs or not is_one_stream):
+        if forward.reading:
             return Source.TIMESTEP, forward.reading
-        if not is_one_stream or self.has_time_inputs:
+        if scope is None or not scope.is_stream or self.has_time_inputs:
             return None
         track.count += 1
         return Source.COUNT, ((float(track.count),),)

@@ -148,6 +148,7 @@ class GraphInfo:
             read_time=(lambda: read_time([args[i] for i in inputs.time])) if inputs.time else None,
             read_conditioning=lambda: read_conditioning(self.number, args, inputs),
             read_samples=lambda: read_samples(args, inputs.samples),
+            has_time=inputs.has_time,
         )
 
 

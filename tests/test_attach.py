@@ -51,7 +51,7 @@ class TinyPipeline(DiffusionPipeline):
                 inputs = tiny_inputs(i, seed=seed, num_steps=num_steps) | {"timestep": timestep.expand(2)}
                 calls = ["cond", "uncond"] if guidance and i < guided else ["cond"]
                 for name in calls:
-                    shifted = inputs | {"x": inputs["x"] * (1.0 if name == "cond" else 0.5)}
+                    shifted = inputs | {"prompt": torch.tensor([[1.0 if name == "cond" else 0.5]])}
                     with self._context(name):
                         outputs.append(self.transformer(**shifted).clone())
                 self.scheduler.step(torch.zeros(1), timestep, torch.zeros(1))
@@ -103,7 +103,7 @@ class TestGenerations:
         """What timesteps alone take for guidance."""
         backend, pipe = attached()
         clean = pipe()
-        pipe.transformer(**tiny_inputs(0, seed=4))
+        pipe.transformer(**tiny_inputs(0, seed=4, prompt=1.0))
         assert equal(pipe(), clean)
         pipe(num_steps=1, seed=3)
         assert equal(pipe(), clean)
@@ -194,7 +194,7 @@ class TestStreams:
         assert equal([*outputs[:8:2], *outputs[8:]], pipe())
 
     def test_guidance_without_contexts(self):
-        """Two unnamed calls a step (the model lacks CacheMixin): told apart by their order at the first one."""
+        """Two unnamed calls a step (the model lacks CacheMixin): told apart by what they are conditioned on."""
         backend, pipe = attached(tiny())
         assert equal(pipe(guidance=True)[::2], pipe())
         assert num_calls(backend) == (3 * FULL, 3 * FORECAST)

@@ -63,8 +63,10 @@ class SampledPipeline(TinyPipeline):
     def predict(self, latents: Tensor, timestep: Tensor, guidance: bool) -> Tensor:
         # The tiny random model is not a denoiser: kept small, its output lets every sampler stay finite.
         time = timestep.float().expand(len(latents))
-        conditional = 0.1 * self.transformer(x=latents, timestep=time)
-        return conditional + (conditional - 0.1 * self.transformer(x=0.5 * latents, timestep=time)) if guidance else conditional
+        conditional = 0.1 * self.transformer(x=latents, timestep=time, prompt=torch.ones(1, 1))
+        if not guidance:
+            return conditional
+        return conditional + (conditional - 0.1 * self.transformer(x=latents, timestep=time, prompt=torch.zeros(1, 1)))
 
 
 class ReferenceModel:

@@ -209,9 +209,11 @@ class Tiny(nn.Module):
         self.attention = TinyAttention(width)
         self.mlp = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
 
-    def forward(self, x: Tensor, timestep: Tensor) -> Tensor:
+    def forward(self, x: Tensor, timestep: Tensor, prompt: Tensor | None = None) -> Tensor:
         phase = timestep[:, None] * self.frequencies if self.timed else self.frequencies.expand(len(x), -1)
         gate = self.gate(torch.cat([phase.sin(), phase.cos()], dim=-1))
+        if prompt is not None:
+            gate = gate + prompt
         x = x + gate[:, None] * self.attention(x)
         return x + self.mlp(x)
 
@@ -222,9 +224,13 @@ def tiny(timed: bool = True) -> Tiny:
     return model
 
 
-def tiny_inputs(step: float, seed: int = 0, batch: int = 2, num_steps: int = 50, length: int = 6) -> Inputs:
+def tiny_inputs(
+    step: float, seed: int = 0, batch: int = 2, num_steps: int = 50, length: int = 6, prompt: float | None = None
+) -> Inputs:
     """Keyword arguments of ``Tiny`` at a step; with another ``num_steps`` the timesteps are spaced otherwise."""
+    conditioning = {"prompt": torch.tensor([[prompt]])} if prompt is not None else {}
     return {
         "x": smooth((batch, length, 32), step * 50 / num_steps, seed, torch.float32),
         "timestep": torch.full((batch,), 1000.0 * (1 - step / num_steps)),
+        **conditioning,
     }

@@ -1,27 +1,49 @@
-"""From a sequence of calls to (stream, generation, step), by what the caller says or by the timesteps alone."""
+"""From a sequence of calls to (stream, generation, step), by what the caller says or by the inputs of the calls."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from taylorseer_fx.runtime.clock import Clock, Tick
-from taylorseer_fx.runtime.scope import Scope, Time
+from taylorseer_fx.runtime.clock import Clock, GraphCall, Tick
+from taylorseer_fx.runtime.conditioning import Conditioning, Value
+from taylorseer_fx.runtime.scope import Reading, Scope
 
 DESCENDING = [900.0, 600.0, 300.0, 0.0]
 
 
-def tick(clock: Clock, scope: Scope | None, read_time: Callable[[], Time] | None, site: str = "model") -> Tick | None:
+def given_what(name: str | None) -> Conditioning:
+    """The conditioning of a call, told by a name; none at all for None."""
+    return {} if name is None else {(0, 1): Value((), (name,))}
+
+
+def tick(
+    clock: Clock, scope: Scope | None, reading: Reading | None, prompt: str | None = None, site: str = "model"
+) -> Tick | None:
     """Account for one call; of a model that is one graph unless ``site`` says otherwise."""
-    return clock.tick(site, scope, read_time)[0]
+    read_time = None if reading is None else lambda: reading
+    return clock.tick(GraphCall(site, 0, read_time, lambda: given_what(prompt)), scope)[0]
 
 
-def ticks(clock: Clock, times: Iterable[float], scope: Scope | None = None) -> list[Tick]:
-    """Account for a call at each timestep."""
-    found = [tick(clock, scope, lambda time=time: (time, time)) for time in times]
+def ticks(
+    clock: Clock, times: Iterable[float], scope: Scope | None = None, prompts: Sequence[str | None] = (None,)
+) -> list[Tick]:
+    """Account for a call at each timestep; the ``prompts`` take turns."""
+    found = [tick(clock, scope, ((time, time),), prompts[i % len(prompts)]) for i, time in enumerate(times)]
     assert None not in found
     return found
+
+
+@dataclass
+class Said:
+    """A clock, and the topics it spoke of."""
+
+    topics: list[str] = field(default_factory=list)
+
+    def clock(self) -> Clock:
+        return Clock(lambda topic, _: self.topics.append(topic))
 
 
 def steps(found: Sequence[Tick]) -> list[int]:
@@ -39,6 +61,9 @@ def generations(found: Sequence[Tick]) -> list[int]:
 def twice(times: Sequence[float]) -> list[float]:
     """Serial guidance: a cond and an uncond call a timestep."""
     return [time for time in times for _ in range(2)]
+
+
+BOTH = ("cond", "uncond")
 
 
 class TestOneStream:
@@ -73,70 +98,211 @@ class TestOneStream:
     def test_uneven_timesteps(self):
         assert steps(ticks(Clock(), [1000.0, 999.5, 10.0, 9.0])) == [0, 1, 2, 3]
 
-    def test_several_time_inputs(self):
-        """Guidance beside the timestep stays the same; the one that moves tells the direction."""
+
+class TestCandidates:
+    """Of several inputs that may be the time, those count that move from step to step of a stream."""
+
+    def readings(self, *readings: tuple[float, ...], prompts: Sequence[str | None] = (None,)) -> list[Tick]:
         clock = Clock()
-        found = [tick(clock, None, lambda t=t: (3.5, 3.5, t, t)) for t in (1.0, 0.5, 0.0, 1.0)]
-        assert steps(found) == [0, 1, 2, 0]
+        calls = [tuple((value, value) for value in reading) for reading in readings]
+        return [tick(clock, None, reading, prompts[i % len(prompts)]) for i, reading in enumerate(calls)]
+
+    def test_a_constant_says_nothing(self):
+        """Guidance beside the timestep stays the same; the one that moves tells the direction."""
+        for constant_first in (True, False):
+            found = self.readings(*((3.5, t) if constant_first else (t, 3.5) for t in (1.0, 0.5, 0.0, 1.0)))
+            assert steps(found) == [0, 1, 2, 0]
+
+    def test_a_constant_that_is_another_in_the_next_generation(self):
+        found = self.readings((1.0, 3.5), (0.5, 3.5), (0.0, 3.5), (1.0, 5.0), (0.5, 5.0))
+        assert steps(found) == [0, 1, 2, 0, 1]
+        assert generations(found) == [1, 1, 1, 2, 2]
+
+    @pytest.mark.parametrize("scale_first", [True, False])
+    def test_a_scale_that_alternates_with_the_prompt(self, scale_first):
+        """Embedded like a time, another in the unconditional call: each stream sees it stand still."""
+        pairs = [(t, scale) for t in DESCENDING * 2 for scale in (7.5, 1.0)]
+        found = self.readings(*((s, t) if scale_first else (t, s) for t, s in pairs), prompts=BOTH)
+        assert steps(found) == [0, 0, 1, 1, 2, 2, 3, 3] * 2
+        assert streams(found) == [0, 1] * 8
+
+    def test_two_times_at_once(self):
+        """Where a step starts and where it ends."""
+        found = self.readings(*zip([3.0, 2.0, 1.0] * 2, [2.0, 1.0, 0.0] * 2, strict=True))
+        assert steps(found) == [0, 1, 2] * 2
+
+    def test_a_second_time_that_stays_where_it_is_for_a_while(self):
+        found = self.readings((3.0, 1.0), (2.0, 1.0), (1.0, 0.5), (0.0, 0.0), (3.0, 1.0))
+        assert steps(found) == [0, 1, 2, 3, 0]
+
+    def test_what_turns_back_while_another_moves_on_is_no_time(self):
+        """Extremes of noise wander; the timestep does not."""
+        clock = Clock()
+        noise = [(2.0, -1.0), (2.1, -0.9), (1.9, -1.2), (2.4, -1.1)]
+        found = [tick(clock, None, (extremes, (t, t))) for extremes, t in zip(noise * 2, DESCENDING * 2, strict=True)]
+        assert steps(found) == [0, 1, 2, 3] * 2
+
+    def test_noise_that_happens_to_move_one_way(self):
+        """A generation ends where the timestep turns back, although the noise moves on."""
+        clock = Clock()
+        noise = [(float(i), float(-i)) for i in range(8)]
+        found = [tick(clock, None, (extremes, (t, t))) for extremes, t in zip(noise, DESCENDING * 2, strict=True)]
+        assert steps(found) == [0, 1, 2, 3] * 2
+
+    def test_a_time_a_frame(self):
+        """The frames of a video at times of their own, beside a constant rate of frames."""
+        clock = Clock()
+        found = [tick(clock, None, ((t + 50, t), (24.0, 24.0))) for t in DESCENDING * 2]
+        assert steps(found) == [0, 1, 2, 3] * 2
 
 
 class TestGuidance:
     def test_two_calls_a_timestep(self):
-        found = ticks(Clock(), twice(DESCENDING))
+        found = ticks(Clock(), twice(DESCENDING), prompts=BOTH)
         assert streams(found) == [0, 1] * 4
         assert steps(found) == [0, 0, 1, 1, 2, 2, 3, 3]
 
     def test_three_streams(self):
-        found = ticks(Clock(), [time for time in DESCENDING for _ in range(3)])
+        found = ticks(Clock(), [time for time in DESCENDING for _ in range(3)], prompts="abc")
         assert streams(found) == [0, 1, 2] * 4
         assert steps(found) == [s for s in range(4) for _ in range(3)]
 
-    def test_guidance_that_stops_midway(self):
-        """Guidance intervals: from 300 on only the first stream is called, and keeps its steps."""
-        found = ticks(Clock(), [*twice(DESCENDING[:2]), *DESCENDING[2:]])
-        assert streams(found) == [0, 1, 0, 1, 0, 0]
-        assert steps(found) == [0, 0, 1, 1, 2, 3]
+    def test_the_order_of_calls_may_change(self):
+        found = ticks(Clock(), twice(DESCENDING), prompts="abba")
+        assert streams(found) == [0, 1, 1, 0] * 2
+        assert steps(found) == [0, 0, 1, 1, 2, 2, 3, 3]
 
     def test_next_generation_counts_its_own_streams(self):
         """One with guidance after one without, and the other way round."""
         clock = Clock()
-        assert streams(ticks(clock, DESCENDING)) == [0] * 4
-        assert streams(ticks(clock, twice(DESCENDING))) == [0, 1] * 4
-        assert streams(ticks(clock, DESCENDING)) == [0] * 4
+        assert streams(ticks(clock, DESCENDING, prompts="a")) == [0] * 4
+        assert streams(ticks(clock, twice(DESCENDING), prompts="ab")) == [0, 1] * 4
+        assert streams(ticks(clock, DESCENDING, prompts="b")) == [0] * 4
 
     def test_generations_of_both_streams_advance_together(self):
-        found = ticks(Clock(), twice(DESCENDING) * 2)
+        found = ticks(Clock(), twice(DESCENDING) * 2, prompts=BOTH)
         assert generations(found) == [1] * 8 + [2] * 8
+
+    def test_two_graphs_at_a_time(self):
+        """A model called with a layer left out, on the same inputs, and a control model beside another: other streams."""
+        clock = Clock()
+        calls = [GraphCall("model", n, lambda t=t: ((t, t),), lambda: given_what("a")) for t in DESCENDING for n in (0, 1)]
+        found = [clock.tick(call, None)[0] for call in calls]
+        assert streams(found) == [0, 1] * 4
+        assert steps(found) == [0, 0, 1, 1, 2, 2, 3, 3]
+
+    def test_a_graph_compiled_anew_goes_on(self):
+        """At the next timestep, for other sizes, say: the stream is the same, under whatever number its inputs are."""
+        clock, calls = Clock(), []
+        for number, time in enumerate(DESCENDING):
+            conditioning = {(number, number): Value((), ("a",))}
+            calls.append(GraphCall("model", number, lambda t=time: ((t, t),), lambda c=conditioning: c))
+        assert steps([clock.tick(call, None)[0] for call in calls]) == [0, 1, 2, 3]
+
+    def test_another_model_takes_over(self):
+        """As where high and low noise have a model each."""
+        clock = Clock()
+        found = [tick(clock, None, ((t, t),), "a", site) for t, site in zip(DESCENDING, "ABBB", strict=True)]
+        assert steps(found) == [0, 1, 2, 3]
+        assert streams(found) == [0] * 4
+
+
+class TestAlike:
+    """Calls that nothing tells apart are all executed, and begin anew, so that none is forecast from another's."""
+
+    def alike(self, times: Sequence[float], *prompts: str | None) -> tuple[list[Tick], list[str]]:
+        said = Said()
+        return ticks(said.clock(), times, prompts=prompts or (None,)), said.topics
+
+    @pytest.mark.parametrize("prompt", [None, "same"])
+    @pytest.mark.parametrize("num_calls", [2, 3, 5])
+    def test_several_from_the_first_step_on(self, prompt, num_calls):
+        """Windows of one sample: with the same prompt, or in a model without."""
+        found, topics = self.alike([time for time in DESCENDING for _ in range(num_calls)], prompt)
+        assert all(tick.execute for tick in found[1:])
+        assert set(topics) == {"calls that look alike"}
+
+    def test_late_windows(self):
+        found, topics = self.alike([*DESCENDING[:2], *twice(DESCENDING[2:])])
+        assert [tick.execute for tick in found[2:]] == [False, True, True, True]
+        assert topics
+
+    def test_three_windows_from_the_second_step_on(self):
+        """No sampler calls three times."""
+        found, topics = self.alike([900.0, *[600.0] * 3, *[300.0] * 3])
+        assert [tick.execute for tick in found] == [True, False, False, True, True, True, True]
+        assert topics
+
+    def test_conditioning_made_anew(self):
+        """Every call with tensors of its own that are gone afterwards: one call a step is no doubt, two are."""
+
+        class Gone(Value):
+            def may_return(self) -> bool:
+                return False
+
+        def found(times: Sequence[float]) -> list[Tick]:
+            clock = Clock()
+            calls = [GraphCall("m", 0, lambda t=t: ((t, t),), lambda i=i: {(0, 1): Gone((), (i,))}) for i, t in enumerate(times)]
+            return [clock.tick(call, None)[0] for call in calls]
+
+        assert steps(found(DESCENDING * 2)) == [0, 1, 2, 3] * 2
+        assert not any(tick.execute for tick in found(DESCENDING)[1:])
+        assert all(tick.execute for tick in found([*DESCENDING[:2], *twice(DESCENDING[2:])])[3:])
+        assert all(tick.execute for tick in found(twice(DESCENDING))[1:])
+
+    def test_a_lone_call_before_is_no_worry(self):
+        """To warm up, at the timestep that the generation begins with: it begins anew, and nothing is said."""
+        found, topics = self.alike([900.0, *DESCENDING])
+        assert steps(found) == [0, 0, 1, 2, 3]
+        assert found[0].generation < found[1].generation
+        assert not topics
+
+    def test_given_anew_at_every_step(self):
+        """And held on to: after two steps it is seen to be no conditioning."""
+        found, topics = self.alike([*DESCENDING, -300.0], *"abcde")
+        assert steps(found) == [0, 0, 1, 2, 3]
+        assert streams(found) == [0, 1, 1, 1, 1]
+        assert not topics
+
+    def test_too_many_to_keep(self):
+        """Windows that move for ever take over the places of those that were not called for longest."""
+        clock = Clock()
+        prompts = [f"{step} {window}" for step in range(4) for window in range(7)]
+        found = ticks(clock, [time for time in DESCENDING for _ in range(7)], prompts=prompts)
+        assert max(streams(found)) < 16
+        assert len({(tick.stream, tick.generation) for tick in found}) == len(found)
 
 
 class TestRepeats:
-    def test_heun_repeats_later_timesteps(self):
+    @pytest.mark.parametrize("prompt", [None, "a"])
+    def test_heun_repeats_later_timesteps(self, prompt):
         """Heun calls the first timestep once and later ones twice: each call is a step of the one stream."""
-        found = ticks(Clock(), [900.0, 600.0, 600.0, 300.0, 300.0, 0.0])
+        found = ticks(Clock(), [900.0, 600.0, 600.0, 300.0, 300.0, 0.0], prompts=[prompt])
         assert streams(found) == [0] * 6
         assert steps(found) == [0, 1, 2, 3, 4, 5]
 
     def test_heun_under_guidance(self):
         """Two streams, later timesteps in two rounds: 0 1, then 0 1 0 1."""
-        found = ticks(Clock(), [900.0] * 2 + [600.0] * 4 + [300.0] * 4)
+        found = ticks(Clock(), [900.0] * 2 + [600.0] * 4 + [300.0] * 4, prompts=BOTH)
         assert streams(found) == [0, 1] * 5
         assert steps(found) == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
+        assert not any(tick.execute for tick in found[2:])
 
-    def test_half_a_round(self):
-        """A round that one stream sat out counts for a step all the same."""
-        found = ticks(Clock(), [900.0] * 2 + [600.0] * 3 + [300.0] * 2)
-        assert steps(found) == [0, 0, 1, 1, 2, 3, 3]
+    def test_timesteps_that_round_to_one(self):
+        """Samplers of many steps and whole timesteps repeat some near the end."""
+        found = ticks(Clock(), [900.0, 600.0, 2.0, 1.0, 1.0, 0.0, 0.0], prompts="a")
+        assert steps(found) == list(range(7))
 
 
 class TestScopes:
     def test_said_steps_are_taken_as_said(self):
         """No timestep is read: on a GPU that would wait for the device."""
 
-        def must_not_read() -> tuple[float, ...]:
+        def must_not_read() -> Reading:
             raise AssertionError("a timestep was read")
 
         clock = Clock()
-        found = [tick(clock, Scope("cond", step), must_not_read) for step in (0, 1, 2, 7)]
+        found = [clock.tick(GraphCall("m", 0, must_not_read), Scope("cond", step))[0] for step in (0, 1, 2, 7)]
         assert steps(found) == [0, 1, 2, 7]
         assert len(set(generations(found))) == 1
 
@@ -147,9 +313,9 @@ class TestScopes:
         assert generations(found) == [1, 1, 1, 2, 2, 3]
 
     def test_said_step_that_repeats_under_guidance(self):
-        """Two calls of one name at step 0 are two streams."""
+        """Two calls of one name at step 0 are two streams, where their conditioning tells them apart."""
         clock = Clock()
-        found = [tick(clock, Scope("both", step), None) for step in (0, 0, 1, 1, 2, 2)]
+        found = [tick(clock, Scope("both", step), None, BOTH[i % 2]) for i, step in enumerate((0, 0, 1, 1, 2, 2))]
         assert steps(found) == [0, 0, 1, 1, 2, 2]
         assert streams(found) == [0, 1] * 3
 
@@ -157,7 +323,7 @@ class TestScopes:
         """Each name has a track of its own, whatever the order of calls."""
         clock = Clock()
         order = [("a", 900.0), ("b", 900.0), ("b", 600.0), ("a", 600.0), ("b", 300.0), ("b", 900.0), ("a", 300.0)]
-        found = [tick(clock, Scope(name, None), lambda t=t: (t,)) for name, t in order]
+        found = [tick(clock, Scope(name, None), ((t,),)) for name, t in order]
         assert [(tick.stream[0], tick.step) for tick in found] == [
             ("a", 0),
             ("b", 0),
@@ -219,7 +385,7 @@ class TestAbandonAndReset:
 
     def test_reset_between_streams_counts_anew(self):
         clock = Clock()
-        ticks(clock, twice(DESCENDING))
+        ticks(clock, twice(DESCENDING), prompts=BOTH)
         clock.forget()
         assert streams(ticks(clock, DESCENDING)) == [0] * 4
 
@@ -238,7 +404,7 @@ def test_any_generations_of_any_streams(runs, ascending):
         ordered = [2000.0, *sorted(times, reverse=True)]
         if ascending:
             ordered = [-time for time in ordered]
-        found = ticks(clock, [time for time in ordered for _ in range(num_streams)])
+        found = ticks(clock, [time for time in ordered for _ in range(num_streams)], prompts="abcd"[:num_streams])
         assert steps(found) == [step for step in range(len(ordered)) for _ in range(num_streams)]
         assert streams(found) == list(range(num_streams)) * len(ordered)
         assert set(generations(found)) == {generation}
@@ -250,4 +416,23 @@ def test_names_never_touch_each_other(calls):
     together, alone = Clock(), {name: Clock() for name in "abc"}
     for name, time in calls:
         scope = Scope(name, None)
-        assert tick(together, scope, lambda t=time: (float(t),)) == tick(alone[name], scope, lambda t=time: (float(t),))
+        assert tick(together, scope, ((float(time),),)) == tick(alone[name], scope, ((float(time),),))
+
+
+SOME = st.lists(st.sampled_from("bcd"), max_size=3, unique=True)
+
+
+@given(st.lists(SOME, min_size=2, max_size=12), st.randoms(use_true_random=False), st.integers(1, 3))
+def test_guidance_of_any_shape(others, random, num_generations):
+    """Whichever prompts a step calls beside one that it always calls, in whatever order: each has the steps of a named stream."""
+    calls = []
+    for step, prompts in enumerate(others):
+        calls += [(float(-step), prompt) for prompt in random.sample(["a", *prompts], len(prompts) + 1)]
+    clock = Clock()
+    for _ in range(num_generations):
+        found = [tick(clock, None, ((time, time),), prompt) for time, prompt in calls]
+        for prompt in "abcd":
+            times = [time for time, other in calls if other == prompt]
+            mine = [tick for tick, (_, other) in zip(found, calls, strict=True) if other == prompt]
+            assert steps(mine) == steps(ticks(Clock(), times, Scope(prompt)))
+            assert len({(tick.stream, tick.generation) for tick in mine}) <= 1

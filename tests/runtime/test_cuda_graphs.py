@@ -103,7 +103,7 @@ class TestReplays:
         for _ in range(2):
             for step in range(NUM_STEPS):
                 for seed in (0, 1):
-                    subject.step(step, seed=seed)
+                    subject.step(step, seed=seed, prompt=float(seed))
         assert subject.counts == (2 * 2 * 3, 2 * 2 * NUM_STEPS - 2)
 
     def test_threads(self):

@@ -46,10 +46,10 @@ class TestReadTime:
         ],
     )
     def test_largest_and_smallest(self, tensor, expected):
-        assert read_time([tensor]) == expected
+        assert read_time([tensor]) == (expected,)
 
     def test_several_inputs_one_after_the_other(self):
-        assert read_time([torch.tensor([3, 4]), torch.tensor(0.5)]) == (4, 3, 0.5, 0.5)
+        assert read_time([torch.tensor([3, 4]), torch.tensor(0.5)]) == ((4, 3), (0.5, 0.5))
 
     def test_comparable_and_hashable(self):
         """The clock compares them and keeps them; the same time reads the same in every dtype."""
@@ -84,9 +84,17 @@ class Harness:
     said: list[str] = field(default_factory=list)
     fail_next: list[Exception] = field(default_factory=list)
 
-    def dispatcher(self, graph_id: int = 1, time_inputs: tuple[int, ...] = (1,)) -> Dispatcher:
+    def dispatcher(
+        self, graph_id: int = 1, time_inputs: tuple[int, ...] = (1,), conditioning: tuple[int, ...] = ()
+    ) -> Dispatcher:
         variants = {kind: CompiledVariant(self._stand_in(kind), tuple) for kind in StepKind}
-        return Dispatcher(self.runtime, GraphInfo(graph_id, CallInputs(None, time_inputs, bool(time_inputs), (), ())), variants, self.layout, torch.float32)
+        return Dispatcher(
+            self.runtime,
+            GraphInfo(graph_id, CallInputs(None, time_inputs, bool(time_inputs), (), conditioning)),
+            variants,
+            self.layout,
+            torch.float32,
+        )
 
     def _stand_in(self, kind: StepKind) -> Any:
         def run(inputs: list[Any]) -> tuple[Tensor, ...]:
@@ -126,10 +134,10 @@ def harness(schedule: Schedule, order: int = 2, num_features: int = 1, dtype: to
 
 
 def generate(dispatcher: Dispatcher, num_steps: int, start: float = 1000.0, times: int = 1) -> None:
-    """Call through a generation of descending timesteps."""
+    """Call through a generation of descending timesteps, with other inputs in each call of a step."""
     for step in range(num_steps):
-        for _ in range(times):
-            dispatcher([X, torch.tensor([start - step])])
+        for i in range(times):
+            dispatcher([X + i, torch.tensor([start - step])])
 
 
 class TestCalls:
@@ -250,7 +258,7 @@ class TestCalls:
 class TestStreams:
     def test_guidance_keeps_two_streams_apart(self):
         h = harness(Schedule(3, 1))
-        generate(h.dispatcher(), 4, times=2)
+        generate(h.dispatcher(conditioning=(0,)), 4, times=2)
         assert h.kinds == "FFTTTTFF"
         cond, uncond = ({id(buffer) for call in h.calls[i::2] for buffer in call.buffers} for i in (0, 1))
         assert not cond & uncond
@@ -411,5 +419,5 @@ class TestTrouble:
         h = harness(Schedule(4, 1))
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            generate(h.dispatcher(), 8, times=2)
+            generate(h.dispatcher(conditioning=(0,)), 8, times=2)
         assert h.said == []
