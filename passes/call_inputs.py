@@ -48,8 +48,8 @@ def sort_inputs(graph: fx.Graph, static_inputs: Iterable[int], found: RegionSet,
 
 def find_samples(graph: fx.Graph, weights: set[fx.Node], is_part: bool = False) -> tuple[int, ...]:
     """Positions of the inputs that hold the sample: those shaped as an output is, but for one dimension (its channels), and with
-    more than one element a sample. Where several suit an output, the likest, and then the first; in a part of a broken model,
-    whose other outputs may be anything, there is one at most.
+    more than one element a sample. Where several suit an output, the likest, and then the first. In a part of a broken model,
+    whose outputs may be anything, no dimension may differ.
     """
     placeholders = graph.find_nodes(op="placeholder")
     inputs = [i for i, node in enumerate(placeholders) if node not in weights and _may_be_sample(node)]
@@ -57,11 +57,9 @@ def find_samples(graph: fx.Graph, weights: set[fx.Node], is_part: bool = False) 
     for output in outputs(graph):
         if isinstance(output, fx.Node) and tensor_meta(output) is not None:
             unlike = {i: _num_unlike(placeholders[i], output) for i in inputs if i not in found}
-            suiting = [i for i in unlike if unlike[i] <= 1]
+            suiting = [i for i in unlike if unlike[i] <= (0 if is_part else 1)]
             if suiting:
                 found[min(suiting, key=unlike.__getitem__)] = None
-                if is_part:
-                    break
     return tuple(sorted(found))
 
 

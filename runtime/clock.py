@@ -8,7 +8,7 @@ import enum
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-from taylorseer_fx.runtime.conditioning import Conditioning, Held
+from taylorseer_fx.runtime.conditioning import Conditioning, Sample
 from taylorseer_fx.runtime.forward import Forward, Role, Site, begins_forward
 from taylorseer_fx.runtime.movement import Movement
 from taylorseer_fx.runtime.scope import Reading, Run, Scope
@@ -41,7 +41,7 @@ class GraphCall:
     number: int = 0
     read_time: Callable[[], Reading] | None = None
     read_conditioning: Callable[[], Conditioning] = dict
-    read_samples: Callable[[], tuple[Held | None, ...]] = tuple
+    read_samples: Callable[[], tuple[Sample, ...]] = tuple
     has_time: bool = True
 
 

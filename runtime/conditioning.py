@@ -20,7 +20,7 @@ from taylorseer_fx.passes.call_inputs import CallInputs
 
 # Tensors of up to this many elements are compared by value where they lie on the host: class labels, or a guidance scale.
 FEW_INTEGERS = 256
-FEW_FLOATS = 16
+FEW_FLOATS = 4
 
 
 @dataclass(frozen=True)
@@ -88,16 +88,23 @@ def read_conditioning(number: int, args: Sequence[Any], inputs: CallInputs) -> d
     return found
 
 
-def is_same_sample(before: Sequence[Held | None], now: Sequence[Held | None]) -> bool:
-    """Is the very same sample passed again, so that it is the same step? Under inference mode, where changes in place leave no
-    mark, nothing says so.
-    """
-    return bool(now) and None not in now and list(before) == list(now)
+@dataclass(frozen=True)
+class Sample:
+    """A sample of a call: its shape, and which tensor it is; None where nothing says that it was not changed in place since."""
+
+    shape: tuple[int, ...]
+    identity: Held | None
 
 
-def read_samples(args: Sequence[Any], samples: Sequence[int]) -> tuple[Held | None, ...]:
-    """The samples of a call as objects, None where that can't be told."""
-    return tuple(None if args[position].is_inference() else identity_of(args[position]) for position in samples)
+def is_same_sample(before: Sequence[Sample], now: Sequence[Sample]) -> bool:
+    """Is the very same sample passed again, so that it is the same step?"""
+    return bool(now) and all(sample.identity is not None for sample in now) and before == now
+
+
+def read_samples(args: Sequence[Any], samples: Sequence[int]) -> tuple[Sample, ...]:
+    """The samples among the inputs of a call. Under inference mode changes in place leave no mark."""
+    tensors = [args[position] for position in samples]
+    return tuple(Sample(tuple(x.shape), None if x.is_inference() else identity_of(x)) for x in tensors)
 
 
 def still_fits(known: Conditioning, now: Conditioning) -> bool:

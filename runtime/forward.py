@@ -16,7 +16,7 @@ from taylorseer_fx.runtime.scope import Reading, Scope
 
 if TYPE_CHECKING:
     from taylorseer_fx.runtime.clock import Tick
-    from taylorseer_fx.runtime.conditioning import Content, Held, Key
+    from taylorseer_fx.runtime.conditioning import Content, Key, Sample
 
 # Of a forward that never seems to end, since hooks make new weights each time: what it remembers must be bounded.
 MAX_SITES = 10_000
@@ -38,7 +38,7 @@ class Forward:
     num_calls: int = 0
     reading: Reading = ()
     conditioning: "dict[Key, Content]" = field(default_factory=dict)
-    samples: "tuple[Held | None, ...]" = ()
+    samples: "tuple[Sample, ...]" = ()
 
     def add(self, site: Site) -> Role:
         occurrence = self.counts.get(site, 0)

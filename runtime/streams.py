@@ -10,31 +10,36 @@ and where conditioning is made anew for every call or there is none and the patt
 they may be windows of one sample. Then the stream begins anew with each, so that all are executed.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
+from typing import Any
 
-from taylorseer_fx.runtime.conditioning import Conditioning, Held, in_common, is_same_sample, still_fits
+from taylorseer_fx.runtime.conditioning import Conditioning, Sample, in_common, is_same_sample, still_fits
 from taylorseer_fx.runtime.forward import Site
 from taylorseer_fx.runtime.movement import Move, Movement, changes
 from taylorseer_fx.runtime.scope import Reading
 
-# Of the streams of a generation: more are windows that move, or the time stands still and so is none.
+# Of the streams of a generation: more are windows that move, or the time stands still and so is none. A new one takes the number,
+# and with it the buffers, of the one that was not called for longest.
 MAX_STREAMS = 16
-
-# A stream that sat out this many times has ended: its number, and with it its buffers, may go to another.
-PATIENCE = 3
 
 
 @dataclass(frozen=True)
 class ForwardCall:
     """What tells the stream of a forward: the place and the graph that lead it, the candidates for the time, the conditioning,
-    and the samples as objects.
+    and the samples.
     """
 
-    graph: tuple[Site, int]
+    leader: tuple[Site, int]
     reading: Reading
     conditioning: Conditioning = field(default_factory=dict)
-    samples: tuple[Held | None, ...] = ()
+    samples: tuple[Sample, ...] = ()
+
+    @property
+    def graph(self) -> tuple[Hashable, ...]:
+        """What calls of one stream at one time agree in: the place, the shapes that it is called with, and the graph."""
+        site, number = self.leader
+        return site, tuple(entry.shape for entry in (*self.samples, *self.conditioning.values())), number
 
 
 @dataclass(eq=False)
@@ -93,14 +98,12 @@ class Streams:
 
     def begin(self, call: ForwardCall) -> Stream:
         """A stream that was not called before in this generation."""
-        remaining = [stream for stream in self.active if self.time - stream.time <= PATIENCE]
-        if len(remaining) == MAX_STREAMS:
+        number = len(self.active)
+        if number == MAX_STREAMS:
             self.say()
-            remaining.remove(min(remaining, key=lambda stream: stream.time))
-        taken = {stream.number for stream in remaining}
-        number = next(i for i in range(MAX_STREAMS) if i not in taken)
-        self.generation += len(remaining) < len(self.active)
-        self.active = remaining
+            oldest = min(self.active, key=lambda stream: stream.time)
+            self.active.remove(oldest)
+            number, self.generation = oldest.number, self.generation + 1
         self._latest = Stream(number, self.generation, call, call.conditioning, self.time)
         self.active.append(self._latest)
         return self._latest
@@ -120,6 +123,8 @@ class Streams:
     def _owners(self, call: ForwardCall) -> tuple[list[Stream], Move]:
         """The streams that a call may belong to, none for one that was not called so far, and how the time moved for them."""
         moves = {stream: self._move(stream, call) for stream in self.active if stream.fits(call)}
+        if not moves and (stream := self._told_by_what_differs(call)) is not None:
+            return [stream], Move.ON
         moves = {stream: move for stream, move in moves.items() if move is not Move.SAME or self._is_alike(stream, call)}
         if not moves:
             assert self._latest is not None
@@ -127,6 +132,18 @@ class Streams:
         distances = {stream: self._distance(stream, move, call) for stream, move in moves.items()}
         nearest = [stream for stream in moves if distances[stream] == min(distances.values())]
         return nearest, moves[nearest[0]]
+
+    def _told_by_what_differs(self, call: ForwardCall) -> Stream | None:
+        """The one stream, of several, that is given at another time what no other is. What else it was given, and is held on to,
+        such as the sample in a part of a model, changes with every step and is no conditioning.
+        """
+        found = []
+        for stream in self.active if len(self.active) > 1 else ():
+            others = {content for other in self.active if other is not stream for content in other.conditioning.values()}
+            own = {content for content in in_common(stream.conditioning, call.conditioning).values() if content not in others}
+            if own and self.movement.of(stream.last.reading, call.reading, may_begin=True) is Move.ON:
+                found.append(stream)
+        return found[0] if len(found) == 1 else None
 
     def _move(self, stream: Stream, call: ForwardCall) -> Move:
         return self.movement.of(stream.last.reading, call.reading, stream.may_go_on_with(call))
@@ -136,9 +153,12 @@ class Streams:
         others = self.movement.others
         return stream.last.graph == call.graph and others(stream.last.reading) == others(call.reading)
 
-    def _distance(self, stream: Stream, move: Move, call: ForwardCall) -> tuple[bool, bool, int]:
-        """Rather of the same graph than of one compiled anew, rather not called at this time, rather with less that moved."""
-        return stream.last.graph != call.graph, move is Move.SAME, len(changes(stream.last.reading, call.reading))
+    def _distance(self, stream: Stream, move: Move, call: ForwardCall) -> tuple[Any, ...]:
+        """Rather of the same place, shapes and graph than of one compiled anew, rather not called at this time, rather with less
+        that moved.
+        """
+        unlike = (a != b for a, b in zip(stream.last.graph, call.graph, strict=True))
+        return *unlike, move is Move.SAME, len(changes(stream.last.reading, call.reading))
 
     def _unknown(self, call: ForwardCall) -> tuple[Stream, bool]:
         """A call of no stream so far. What is given anew at every step, and held on to, is no conditioning: where the call before
