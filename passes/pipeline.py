@@ -7,7 +7,7 @@ through ``trace_structured`` (``TORCH_TRACE=dir``, read with tlparse). A stage t
 import gc
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
@@ -128,6 +128,7 @@ def run_passes(
     selection: Selection = Selection(),
     graph_break: str | None = None,
     is_part: bool = False,
+    registered: Collection[str] | None = None,
 ) -> PassResult:
     """Run every pass.
 
@@ -138,6 +139,7 @@ def run_passes(
         selection: what is taken for a feature.
         graph_break: where the model breaks off at the end of this graph, if it does.
         is_part: the graph is a part of a model that does not compile as a whole.
+        registered: names of the registered residual operators to write out; None: all there are.
 
     Raises:
         PassError: a pass failed.
@@ -145,7 +147,7 @@ def run_passes(
     stages = _Stages()
     static_inputs = tuple(static_inputs)
     stages.run("trace", lambda: traced, lambda gm: gm)
-    canonical = stages.run("canonicalize", lambda: canonicalize(traced), lambda gm: gm)
+    canonical = stages.run("canonicalize", lambda: canonicalize(traced, registered), lambda gm: gm)
     placeholders = canonical.graph.find_nodes(op="placeholder")
     parameters = [placeholders[i] for i in static_inputs]
     granularity, module_bytes, found = _select(stages, canonical, parameters, storage, selection)
