@@ -18,6 +18,7 @@ from torch._logging._internal import trace_structured
 from taylorseer_fx.passes.canonicalize import canonicalize
 from taylorseer_fx.passes.clean_up import Variant, clean_up
 from taylorseer_fx.passes.find_cut_branches import find_arriving_branches, find_leaving_branches
+from taylorseer_fx.passes.find_hidden_adds import find_hidden_adds
 from taylorseer_fx.passes.find_kept import find_kept, num_buffer_bytes
 from taylorseer_fx.passes.find_regions import find_regions
 from taylorseer_fx.passes.find_stack import find_stack
@@ -153,7 +154,8 @@ def run_passes(
     granularity, module_bytes, found = _select(stages, canonical, parameters, storage, selection)
     leaving = find_leaving_branches(canonical.graph, parameters, found, graph_break) if graph_break is not None else ()
     arriving = find_arriving_branches(canonical.graph, parameters, found) if is_part else ()
-    found = replace(found, rejected=(*found.rejected, *leaving, *arriving))
+    hidden = find_hidden_adds(canonical.graph, parameters, found, is_part or graph_break is not None)
+    found = replace(found, rejected=(*found.rejected, *leaving, *arriving, *hidden))
     time_inputs = find_time_inputs(canonical.graph, parameters)
     weight_input = _telling_weight(placeholders, static_inputs, found)
     about = (canonical, found, granularity, module_bytes, time_inputs, weight_input)

@@ -73,10 +73,6 @@ def residual_ops(registered: Collection[str] | None = None) -> dict[OpOverload, 
     return {**OF_TORCH, **users}
 
 
-def is_mutable(op: OpOverload) -> bool:
-    """Does the operator write to what it is given? Then a functional graph holds a wrapper of it, not the operator."""
-    return bool(op._schema.is_mutable)
-
 
 def as_overload(op: Any) -> OpOverload | None:
     """The one overload that ``op`` names: an overload, a packet that has no other, or what ``torch.library.custom_op`` made."""
