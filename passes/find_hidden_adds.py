@@ -15,7 +15,7 @@ from torch._ops import HigherOrderOperator, OpOverload
 
 from taylorseer_fx.passes.classify import activation_nodes
 from taylorseer_fx.passes.dataflow import seed_reach
-from taylorseer_fx.passes.module_path import common_path
+from taylorseer_fx.passes.module_path import common_path, source_line
 from taylorseer_fx.passes.ops import FUSED_LAYERS, is_opaque, packet, tensor_meta
 from taylorseer_fx.passes.regions import Reason, RegionSet, Rejected
 
@@ -23,7 +23,7 @@ from taylorseer_fx.passes.regions import Reason, RegionSet, Rejected
 def find_hidden_adds(
     graph: fx.Graph, parameters: Collection[fx.Node], found: RegionSet, is_part: bool = False
 ) -> tuple[Rejected, ...]:
-    """One entry a node, in graph order.
+    """One entry an operator, in graph order.
 
     Args:
         graph: a canonical graph.
@@ -40,10 +40,13 @@ def find_hidden_adds(
     else:
         activations = activation_nodes(graph, set(parameters))
         joined = {node for node, streams in candidates.items() if any(stream in activations for stream in streams)}
+    groups: dict[str, list[fx.Node]] = {}
+    for node in outside:
+        if node in joined or node in fused:
+            groups.setdefault(_name(node), []).append(node)
     return tuple(
-        Rejected(common_path([node], [node]), Reason.FUSED if node in fused else Reason.OPAQUE, _name(node))
-        for node in outside
-        if node in joined or node in fused
+        Rejected(common_path(nodes, nodes[:1]), Reason.FUSED if nodes[0] in fused else Reason.OPAQUE, _detail(name, nodes))
+        for name, nodes in groups.items()
     )
 
 
@@ -79,9 +82,14 @@ def _each(groups: Iterable[list[fx.Node]]) -> list[fx.Node]:
     return [node for group in groups for node in group]
 
 
+def _detail(name: str, nodes: list[fx.Node]) -> str:
+    others = f" and {len(nodes) - 1} more" if len(nodes) > 1 else ""
+    return f"{name}, at {source_line(nodes[0])}{others}"
+
+
 def _name(node: fx.Node) -> str:
     """``engine.residual_gate_add.default``."""
     operator = _operator(node)
     if operator is not None and operator._schema.is_mutable:
-        return f"{operator}, which writes to an argument: call one that returns its result, and register that"
+        return f"{operator}, which writes to an argument: use and register one that returns its result"
     return str(operator if operator is not None else node.target)

@@ -4,18 +4,18 @@
     after:   %qkv = linear(%x), %o = sdpa(%q, %k, %v), %p = linear(%o), %a = add(%x, %p), %n = layer_norm(%a), ... %y
 
 ``nn.TransformerEncoderLayer`` runs as one such operator in evaluation mode (torch 2.13: under ``torch.compile`` too), and
-``nn.MultiheadAttention`` may. What is written here is what their kernels compute: a mask, of whatever dtype, hides where it is not
-zero, and the GELU of a CUDA device is the one with tanh.
+``nn.MultiheadAttention`` may. What is written here is what their kernels compute: a mask, of whatever dtype, hides where it is
+not zero, and the GELU of a CUDA device is the one with tanh.
 """
 
 from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx
 from torch._ops import OpOverload
 from torch.fx.experimental.symbolic_shapes import guard_or_false
+from torch.nn import functional
 
 from taylorseer_fx.passes.ops import FUSED_LAYERS, tensor_meta
 from taylorseer_fx.passes.residual_ops import Decomposition
@@ -56,15 +56,15 @@ def _encoder_layer(
         return _attention(x, x, x, embed_dim, num_heads, *weights, mask, need_weights=False, mask_type=mask_type)[0]
 
     def mlp(x: Tensor) -> Tensor:
-        hidden = F.linear(x, ffn_weight_1, ffn_bias_1)
-        hidden = F.gelu(hidden, approximate="tanh" if x.is_cuda else "none") if use_gelu else F.relu(hidden)
-        return F.linear(hidden, ffn_weight_2, ffn_bias_2)
+        hidden = functional.linear(x, ffn_weight_1, ffn_bias_1)
+        hidden = functional.gelu(hidden, approximate="tanh" if x.is_cuda else "none") if use_gelu else functional.relu(hidden)
+        return functional.linear(hidden, ffn_weight_2, ffn_bias_2)
 
     def norm_1(x: Tensor) -> Tensor:
-        return F.layer_norm(x, (embed_dim,), norm_weight_1, norm_bias_1, eps)
+        return functional.layer_norm(x, (embed_dim,), norm_weight_1, norm_bias_1, eps)
 
     def norm_2(x: Tensor) -> Tensor:
-        return F.layer_norm(x, (embed_dim,), norm_weight_2, norm_bias_2, eps)
+        return functional.layer_norm(x, (embed_dim,), norm_weight_2, norm_bias_2, eps)
 
     if norm_first:
         x = src + attend(norm_1(src))
@@ -90,8 +90,8 @@ def _attention(
 ) -> tuple[Tensor, Tensor]:
     """The output, and the weights: of all heads, their mean, or none."""
     q, k, v = (
-        x.unflatten(-1, (num_heads, embed_dim // num_heads)).transpose(1, 2)
-        for x in _projected(query, key, value, embed_dim, qkv_weight, qkv_bias)
+        x.view(*x.shape[:2], num_heads, embed_dim // num_heads).transpose(1, 2)
+        for x in _projected(query, key, value, qkv_weight, qkv_bias)
     )
     seen = _seen(mask, mask_type)
     if need_weights:
@@ -101,19 +101,17 @@ def _attention(
         heads = weights @ v
         weights = weights.mean(1) if average_attn_weights else weights
     else:
-        heads, weights = F.scaled_dot_product_attention(q, k, v, seen), query.new_empty(0)
-    return F.linear(heads.transpose(1, 2).flatten(2), proj_weight, proj_bias), weights
+        heads, weights = functional.scaled_dot_product_attention(q, k, v, seen), query.new_empty(0)
+    return functional.linear(heads.transpose(1, 2).flatten(2), proj_weight, proj_bias), weights
 
 
-def _projected(
-    query: Tensor, key: Tensor, value: Tensor, embed_dim: int, weight: Tensor, bias: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+def _projected(query: Tensor, key: Tensor, value: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Queries, keys and values: one product where they are made of one tensor."""
     if query is key and key is value:
-        q, k, v = F.linear(query, weight, bias).split(embed_dim, -1)
+        q, k, v = functional.linear(query, weight, bias).chunk(3, -1)
         return q, k, v
-    parts = zip((query, key, value), weight.split(embed_dim), bias.split(embed_dim), strict=True)
-    q, k, v = (F.linear(x, w, b) for x, w, b in parts)
+    parts = zip((query, key, value), weight.chunk(3), bias.chunk(3), strict=True)
+    q, k, v = (functional.linear(x, w, b) for x, w, b in parts)
     return q, k, v
 
 

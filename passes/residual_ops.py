@@ -11,9 +11,8 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, fx
-from torch._ops import OpOverload
+from torch._ops import OpOverload, OpOverloadPacket
 
 from taylorseer_fx.passes.ops import aten, same_shape
 
@@ -49,7 +48,7 @@ def _scaled(x: Tensor, factor: float) -> Tensor:
 def _adds_no_bias(node: fx.Node) -> bool:
     """Is what a product is added to as large as the sum? The bias of a linear layer is not."""
     x = node.args[0]
-    return isinstance(x, fx.Node) and same_shape(x, node) and node.kwargs.get("beta", 1) != 0
+    return isinstance(x, fx.Node) and same_shape(x, node)
 
 
 OF_TORCH: dict[OpOverload, Decomposition] = {
@@ -73,11 +72,15 @@ def residual_ops(registered: Collection[str] | None = None) -> dict[OpOverload, 
     return {**OF_TORCH, **users}
 
 
-
 def as_overload(op: Any) -> OpOverload | None:
     """The one overload that ``op`` names: an overload, a packet that has no other, or what ``torch.library.custom_op`` made."""
     op = getattr(op, "_opoverload", op)
-    if isinstance(op, torch._ops.OpOverloadPacket):
-        names = op.overloads()
+    if isinstance(op, OpOverloadPacket):
+        names = overload_names(op)
         op = getattr(op, names[0]) if len(names) == 1 else None
     return op if isinstance(op, OpOverload) else None
+
+
+def overload_names(packet: Any) -> list[str]:
+    """Those of an operator that was named without one."""
+    return list(packet.overloads())

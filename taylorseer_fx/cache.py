@@ -4,9 +4,10 @@
     second process:  Dynamo -> key: found -> StepCode, loaded
 
 AOTAutograd makes the key of all that it and Inductor read (the graph, its inputs, the settings, the versions); we add a tag for
-what we read: our own sources and settings, registered operators, and the names that ``explain()`` and warnings tell. It stores any ``OutputCode``, so
-ours, and puts its own wrappers (aliased outputs, mutated inputs, tensor subclasses) around it as it does after tracing. What
-cannot be stored is traced and compiled in every process; Inductor's own cache of each variant still serves.
+what we read: our own sources and settings, the operators that users registered, and the names that ``explain()`` and warnings
+tell. It stores any ``OutputCode``, so ours, and puts its own wrappers (aliased outputs, mutated inputs, tensor subclasses) around
+it as it does after tracing. What cannot be stored is traced and compiled in every process; Inductor's own cache of each variant
+still serves.
 """
 
 import copy
@@ -36,9 +37,9 @@ from taylorseer_fx.passes.emit import graph_module
 from taylorseer_fx.passes.module_path import module_path, source_line
 from taylorseer_fx.passes.pipeline import PassResult, no_garbage_collection, run_passes
 from taylorseer_fx.passes.regions import RegionSet
+from taylorseer_fx.passes.residual_ops import REGISTERED
 from taylorseer_fx.passes.specialize import StepKind
 from taylorseer_fx.runtime.buffers import BufferLayout
-from taylorseer_fx.passes.residual_ops import REGISTERED
 from taylorseer_fx.runtime.cuda_graphs import CapturePlan
 from taylorseer_fx.runtime.dispatch import BoxedCallable
 

@@ -1,4 +1,4 @@
-"""What tells one function from another across processes: its code, and all of what the code reads that can change what it does."""
+"""What tells one function from another across processes: its code, and whatever the code reads that can change what it does."""
 
 import hashlib
 import json
@@ -14,7 +14,7 @@ _PLAIN = (type(None), bool, int, float, complex, str, bytes, type(Ellipsis), tor
 _Text = Any  # nested lists of text, for ``json``
 
 
-class _Unknown(Exception):
+class _UnknownError(Exception):
     """Something is read whose value has no text that means the same in another process."""
 
 
@@ -22,7 +22,7 @@ def fingerprint(function: Callable[..., Any]) -> str | None:
     """A digest of ``function`` and of the functions and constants that it reads; None where it reads anything else."""
     try:
         text = json.dumps(_describe(function, set()))
-    except (_Unknown, ValueError):  # a cell of a closure may be empty
+    except (_UnknownError, ValueError):  # a cell of a closure may be empty
         return None
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -51,7 +51,7 @@ def _describe_container(value: Any, seen: set[int]) -> _Text:
         return ["set", *sorted(json.dumps(_describe(item, seen)) for item in value)]
     if isinstance(value, dict):
         return ["dict", *([_describe(key, seen), _describe(item, seen)] for key, item in value.items())]
-    raise _Unknown
+    raise _UnknownError
 
 
 def _is_installed(value: Any) -> bool:

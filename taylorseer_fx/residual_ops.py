@@ -3,13 +3,14 @@
 from collections.abc import Callable
 from typing import Any
 
-from torch._library.triton import triton_ops_to_kernels
+from torch._library.simple_registry import singleton
 from torch._ops import OpOverload, OpOverloadPacket
+from torch._subclasses.functional_tensor import FunctionalTensorMode
 
 from taylorseer_fx.errors import ConfigError
 from taylorseer_fx.fingerprint import fingerprint
 from taylorseer_fx.passes.fused_layers import fused_layers
-from taylorseer_fx.passes.residual_ops import OF_TORCH, REGISTERED, as_overload
+from taylorseer_fx.passes.residual_ops import OF_TORCH, REGISTERED, as_overload, overload_names
 
 
 def register_residual_op(op: Any, decomposition: Callable[..., Any]) -> None:
@@ -50,12 +51,12 @@ def _checked_operator(op: Any) -> OpOverload:
     overload = as_overload(op)
     if overload is None:
         allowed = "an operator, such as torch.ops.engine.residual_gate_add or what torch.library.custom_op returns"
-        names = ", ".join(op.overloads()) if isinstance(op, OpOverloadPacket) else ""
+        names = ", ".join(overload_names(op)) if isinstance(op, OpOverloadPacket) else ""
         raise ConfigError("op", allowed, op, f"It has several overloads ({names}): name one, and register each." if names else "")
     if overload._schema.is_mutable:
         hint = "Call one that returns its result in the model; register that."
         raise ConfigError("op", "an operator that writes to none of its arguments", str(overload), hint)
-    if overload._schema.name in triton_ops_to_kernels:  # filled by torch.library.triton_op
+    if singleton.find(overload._schema.name).torch_dispatch_rules.find(FunctionalTensorMode) is not None:
         hint = "torch.compile looks into such an operator; make it with torch.library.custom_op."
         raise ConfigError("op", "an operator not made with torch.library.triton_op", str(overload), hint)
     return overload
