@@ -38,14 +38,15 @@ def decompose(graph: fx.Graph, registered: Collection[str] | None = None) -> boo
     table = {**fused_layers(), **residual_ops(registered)}
     found = first = _in_table(graph.nodes, table)
     traces: dict[str, fx.GraphModule] = {}  # layers are alike
-    for _ in table:  # a decomposition may be written with operators of the table
-        inserted = []
-        for node in found:
-            key = _signature(node)
-            if key not in traces:
-                traces[key] = _trace(node, table[_target(node)])
-            inserted += _splice(node, traces[key])
-        found = _in_table(inserted, table)
+    with torch.no_grad(), torch._C._DisableAutocast():  # what surrounds the compilation has no part in it
+        for _ in table:  # a decomposition may be written with operators of the table
+            inserted = []
+            for node in found:
+                key = _signature(node)
+                if key not in traces:
+                    traces[key] = _trace(node, table[_target(node)])
+                inserted += _splice(node, traces[key])
+            found = _in_table(inserted, table)
     return bool(first)
 
 
@@ -78,16 +79,22 @@ def _signature(node: fx.Node) -> str:
 
 
 def _trace(node: fx.Node, entry: Decomposition) -> fx.GraphModule:
-    """The graph of what ``node`` computes of its inputs; what surrounds the compilation (autocast, say) has no part in it."""
+    """The graph of what ``node`` computes of its inputs."""
     sources = _sources(node)
 
     def call(*values: Any) -> Any:
         env = dict(zip(sources, values, strict=True))
         args, kwargs = fx.map_arg((node.args, node.kwargs), env.__getitem__)
-        return _as_returned(node, entry.function(*args, **kwargs))
+        try:
+            result = entry.function(*args, **kwargs)
+        except Exception as error:
+            raise _unfit(
+                node, "a function that runs on what the operator is given", f"{type(error).__name__}: {error}"
+            ) from error
+        return _as_returned(node, result)
 
     values = [source.meta["val"] for source in sources]
-    with graph_fake_mode(node.graph), torch.no_grad(), torch._C._DisableAutocast(), preserve_node_meta(False):
+    with graph_fake_mode(node.graph), preserve_node_meta(False):
         traced: fx.GraphModule = make_fx(call, decomposition_table=select_decomp_table())(*values)
     unfit = [inner for inner in traced.graph.nodes if inner.op == "get_attr" or inner.target is node.target]
     if unfit:

@@ -73,11 +73,14 @@ def residual_ops(registered: Collection[str] | None = None) -> dict[OpOverload, 
 
 
 def as_overload(op: Any) -> OpOverload | None:
-    """The one overload that ``op`` names: an overload, a packet that has no other, or what ``torch.library.custom_op`` made."""
+    """The one overload that ``op`` names: an overload, a packet, or what ``torch.library.custom_op`` made. Of the overloads of a
+    packet those that write to an argument (``.out``) count only where there are no others.
+    """
     op = getattr(op, "_opoverload", op)
     if isinstance(op, OpOverloadPacket):
-        names = overload_names(op)
-        op = getattr(op, names[0]) if len(names) == 1 else None
+        overloads = [getattr(op, name) for name in overload_names(op)]
+        overloads = [each for each in overloads if not each._schema.is_mutable] or overloads
+        op = overloads[0] if len(overloads) == 1 else None
     return op if isinstance(op, OpOverload) else None
 
 
