@@ -85,7 +85,7 @@ def _attention(
     proj_bias: Tensor,
     mask: Tensor | None = None,
     need_weights: bool = True,
-    average_attn_weights: bool = True,
+    average: bool = True,
     mask_type: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The output, and the weights: of all heads, their mean, or none."""
@@ -99,7 +99,7 @@ def _attention(
         scores = scores if seen is None else torch.where(seen, scores, -torch.inf)
         weights = scores.softmax(-1)
         heads = weights @ v
-        weights = weights.mean(1) if average_attn_weights else weights
+        weights = weights.mean(1) if average else weights
     else:
         heads, weights = functional.scaled_dot_product_attention(q, k, v, seen), query.new_empty(0)
     return functional.linear(heads.transpose(1, 2).flatten(2), proj_weight, proj_bias), weights
