@@ -33,6 +33,11 @@ def as_add(x: Tensor, f: Tensor, gate: Tensor) -> Tensor:
     return x + f * gate
 
 
+def is_traced() -> bool:
+    """Can torch's encoder layer in one operator be a part of a traced graph?"""
+    return bool(torch._C._dispatch_has_kernel_for_dispatch_key("aten::_transformer_encoder_layer_fwd", "Meta"))
+
+
 @contextmanager
 def nothing_registered() -> Iterator[None]:
     """As in a new process, inside and after."""

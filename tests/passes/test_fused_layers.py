@@ -16,11 +16,15 @@ from taylorseer_fx.passes.find_hidden_adds import find_hidden_adds
 from taylorseer_fx.passes.find_regions import find_regions
 from taylorseer_fx.passes.ops import is_heavy
 from taylorseer_fx.passes.regions import Reason
+from tests.custom_ops import is_traced
 from tests.graphs import find, find_stacks, op_counts, render, trace
 
 LAYER: Any = torch.ops.aten._transformer_encoder_layer_fwd.default
 ATTENTION: Any = torch.ops.aten._native_multi_head_attention.default
 WIDTH, HEADS, LENGTH, BATCH = 8, 2, 3, 2
+
+# Before, ``torch.compile`` does not trace a model that runs it.
+pytestmark = pytest.mark.skipif(not is_traced(), reason="torch before 2.13 has no fake kernel of the encoder layer")
 
 
 def numbers(*shape: int) -> Tensor:
@@ -241,6 +245,6 @@ class TestModels:
             torch.testing.assert_close(found.gm(*found.traced.real_inputs), expected)
 
     def test_trace_keeps_the_operator(self):
-        """A graph in which nothing is found is compiled as it came."""
+        """So a graph in which nothing is found is compiled as it came."""
         counts = op_counts(trace(self.encoder(), torch.randn(BATCH, LENGTH, WIDTH)).gm)
-        assert counts["_transformer_encoder_layer_fwd"] in (0, 2)  # none with a torch that does not use it when it compiles
+        assert counts["_transformer_encoder_layer_fwd"] == 2
