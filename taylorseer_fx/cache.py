@@ -247,8 +247,8 @@ def cache_tag(gm: fx.GraphModule, config: BackendConfig, *origin: object) -> str
         return None
     settings = [str(config.storage), str(config.selection), config.on_no_regions, *map(str, origin)]
     names = [(module_path(node), source_line(node)) for node in gm.graph.nodes if node.op != "placeholder"]
-    registered = {str(op): fingerprint(decomposition) for op, decomposition in sorted(REGISTERED.items(), key=str)}
-    if None in registered.values():
+    registered = sorted((str(op), fingerprint(decomposition) or "") for op, decomposition in REGISTERED.items())
+    if any(not digest for _, digest in registered):
         log.info("not cached, since a registered decomposition reads what cannot be told from one process to another")
         return None
     return f"taylorseer_fx:{hashlib.sha256(json.dumps([SOURCES, settings, names, registered]).encode()).hexdigest()}"
