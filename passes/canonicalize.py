@@ -9,30 +9,25 @@ Models that cast around every residual add (Wan) hide the stream behind a fresh 
 code matters too: the last block's text update is often still in the graph, and would pass for a feature.
 """
 
+from collections.abc import Collection
+
 from torch import fx
 from torch._functorch.compile_utils import fx_graph_cse
 
 from taylorseer_fx.passes.clean_up import eliminate_dead_code
-from taylorseer_fx.passes.emit import emitter, graph_fake_mode, graph_module
-from taylorseer_fx.passes.ops import aten
+from taylorseer_fx.passes.decompose import decompose
+from taylorseer_fx.passes.emit import graph_module
 
 
-def canonicalize(gm: fx.GraphModule) -> fx.GraphModule:
-    """A canonical copy of ``gm``; the placeholders keep their number and order."""
+def canonicalize(gm: fx.GraphModule, registered: Collection[str] | None = None) -> fx.GraphModule:
+    """A canonical copy of ``gm``; the placeholders keep their number and order.
+
+    Args:
+        gm: functional ATen graph; left as it is.
+        registered: names of the registered residual operators to write out; None: all there are.
+    """
     graph = fx_graph_cse(gm.graph)
-    _split_addcmul(graph)
+    if decompose(graph, registered):
+        graph = fx_graph_cse(graph)
     eliminate_dead_code(graph)
     return graph_module(gm, graph)
-
-
-def _split_addcmul(graph: fx.Graph) -> None:
-    """``addcmul(x, g, f)``, the fused way to write a gated residual add, as the multiplication and the add that it is."""
-    for node in graph.find_nodes(op="call_function", target=aten.addcmul.default):
-        if node.kwargs.get("value", 1) != 1:
-            continue
-        trunk, gate, branch = node.args
-        with graph.inserting_before(node):
-            emit = emitter(graph, graph_fake_mode(graph))
-            add = emit(aten.add.Tensor, trunk, emit(aten.mul.Tensor, gate, branch))
-        add.meta = {**node.meta, "val": add.meta["val"]}
-        node.replace_all_uses_with(add)

@@ -33,6 +33,9 @@ FUSED_ATTENTION = _packets(
     "_cudnn_attention_forward",
 )
 
+# Layers in one operator: attention, and the MLP and the residual adds around both.
+FUSED_LAYERS = _packets(aten, "_transformer_encoder_layer_fwd _native_multi_head_attention")
+
 # Contractions of two operands; the tuple gives the positions of those operands.
 CONTRACTION_OPERANDS: dict[Any, tuple[int, int]] = {
     **dict.fromkeys(_packets(aten, "mm bmm mv dot matmul linear _int_mm _scaled_mm convolution _weight_int8pack_mm"), (0, 1)),
@@ -71,7 +74,7 @@ def is_heavy(node: fx.Node) -> bool:
     """Does this node do the arithmetic that forecasting saves: a matrix product, a convolution, attention, or an opaque op?"""
     if node.op != "call_function":
         return False
-    return packet(node) in CONTRACTION_OPERANDS or packet(node) in FUSED_ATTENTION or is_opaque(node)
+    return packet(node) in CONTRACTION_OPERANDS or packet(node) in FUSED_ATTENTION | FUSED_LAYERS or is_opaque(node)
 
 
 def contraction_operands(node: fx.Node) -> tuple[fx.Node, ...]:

@@ -7,7 +7,7 @@ through ``trace_structured`` (``TORCH_TRACE=dir``, read with tlparse). A stage t
 import gc
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
@@ -19,6 +19,7 @@ from taylorseer_fx.passes.call_inputs import CallInputs, sort_inputs
 from taylorseer_fx.passes.canonicalize import canonicalize
 from taylorseer_fx.passes.clean_up import Variant, clean_up
 from taylorseer_fx.passes.find_cut_branches import find_arriving_branches, find_leaving_branches
+from taylorseer_fx.passes.find_hidden_adds import find_hidden_adds
 from taylorseer_fx.passes.find_kept import find_kept, num_buffer_bytes
 from taylorseer_fx.passes.find_regions import find_regions
 from taylorseer_fx.passes.find_stack import find_stack
@@ -127,6 +128,7 @@ def run_passes(
     selection: Selection = Selection(),
     graph_break: str | None = None,
     is_part: bool = False,
+    registered: Collection[str] | None = None,
 ) -> PassResult:
     """Run every pass.
 
@@ -137,6 +139,7 @@ def run_passes(
         selection: what is taken for a feature.
         graph_break: where the model breaks off at the end of this graph, if it does.
         is_part: the graph is a part of a model that does not compile as a whole.
+        registered: names of the registered residual operators to write out; None: all there are.
 
     Raises:
         PassError: a pass failed.
@@ -144,14 +147,16 @@ def run_passes(
     stages = _Stages()
     static_inputs = tuple(static_inputs)
     stages.run("trace", lambda: traced, lambda gm: gm)
-    canonical = stages.run("canonicalize", lambda: canonicalize(traced), lambda gm: gm)
+    canonical = stages.run("canonicalize", lambda: canonicalize(traced, registered), lambda gm: gm)
     placeholders = canonical.graph.find_nodes(op="placeholder")
     parameters = [placeholders[i] for i in static_inputs]
     granularity, module_bytes, found = _select(stages, canonical, parameters, storage, selection)
     leaving = find_leaving_branches(canonical.graph, parameters, found, graph_break) if graph_break is not None else ()
     arriving = find_arriving_branches(canonical.graph, parameters, found) if is_part else ()
-    found = replace(found, rejected=(*found.rejected, *leaving, *arriving))
-    inputs = sort_inputs(canonical.graph, static_inputs, found, is_part or graph_break is not None)
+    is_part_of_model = is_part or graph_break is not None
+    hidden = find_hidden_adds(canonical.graph, parameters, found, is_part_of_model)
+    found = replace(found, rejected=(*found.rejected, *leaving, *arriving, *hidden))
+    inputs = sort_inputs(canonical.graph, static_inputs, found, is_part_of_model)
     about = (canonical, found, granularity, module_bytes, inputs)
     if not found.regions:
         return PassResult(*about, guarded=None, variants={}, summed=None, folded=None, stages=tuple(stages.records))

@@ -29,6 +29,14 @@ class Reason(enum.Enum):
     NEEDED_ELSEWHERE = "all of its heavy operators also feed something that is not forecast"
     NOT_FLOATING = "its feature is not a real floating-point tensor, so it has no Taylor polynomial"
     BEYOND_BREAK = "a graph break lies between its work and its residual add, which fullgraph=True may avoid"
+    OPAQUE = (
+        "an operator that cannot be seen into takes and gives a tensor of one shape; if this adds a residual, register it with "
+        "taylorseer_fx.register_residual_op"
+    )
+    FUSED = (
+        "an operator of torch that holds attention, an MLP and their residual adds; it is not used after "
+        "torch.backends.mha.set_fastpath_enabled(False)"
+    )
     CYCLE = "one of its features is needed to compute another, so they cannot be forecast as one"
 
 

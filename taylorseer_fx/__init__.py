@@ -7,6 +7,7 @@ from taylorseer_fx.backend import Stats, TaylorSeerBackend, taylorseer_backend
 from taylorseer_fx.errors import ConfigError, NoRegionsError, TaylorSeerError, TaylorSeerWarning
 from taylorseer_fx.explain import FeatureInfo, RegionInfo, Report
 from taylorseer_fx.planning import Plan, plan
+from taylorseer_fx.residual_ops import register_residual_op
 from taylorseer_fx.version import __version__
 
 __all__ = [
@@ -22,5 +23,6 @@ __all__ = [
     "TaylorSeerWarning",
     "__version__",
     "plan",
+    "register_residual_op",
     "taylorseer_backend",
 ]

@@ -30,6 +30,7 @@ from taylorseer_fx.explain import CompiledGraph, Report, describe_model
 from taylorseer_fx.passes.find_kept import num_buffer_bytes
 from taylorseer_fx.passes.pipeline import PassResult, run_passes
 from taylorseer_fx.passes.regions import RegionSet
+from taylorseer_fx.passes.residual_ops import registered_names
 from taylorseer_fx.passes.specialize import StepKind
 from taylorseer_fx.runtime.buffers import BufferLayout
 from taylorseer_fx.runtime.dispatch import (
@@ -206,6 +207,7 @@ class TaylorSeerBackend:
             "selection": config.selection,
             "graph_break": where,
             "is_part": origin.is_part,
+            "registered": registered_names(),
         }
         result = run_passes(traced, **arguments)
         compile_graph = self._compiler(compile_graph)

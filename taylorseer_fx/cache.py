@@ -4,9 +4,10 @@
     second process:  Dynamo -> key: found -> StepCode, loaded
 
 AOTAutograd makes the key of all that it and Inductor read (the graph, its inputs, the settings, the versions); we add a tag for
-what we read: our own sources and settings, and the names that ``explain()`` and warnings tell. It stores any ``OutputCode``, so
-ours, and puts its own wrappers (aliased outputs, mutated inputs, tensor subclasses) around it as it does after tracing. What
-cannot be stored is traced and compiled in every process; Inductor's own cache of each variant still serves.
+what we read: our own sources and settings, the operators that users registered, and the names that ``explain()`` and warnings
+tell. It stores any ``OutputCode``, so ours, and puts its own wrappers (aliased outputs, mutated inputs, tensor subclasses) around
+it as it does after tracing. What cannot be stored is traced and compiled in every process; Inductor's own cache of each variant
+still serves.
 """
 
 import copy
@@ -31,11 +32,13 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv
 import taylorseer_fx.passes
 import taylorseer_fx.runtime
 from taylorseer_fx.config import BackendConfig
+from taylorseer_fx.fingerprint import fingerprint
 from taylorseer_fx.passes.call_inputs import CallInputs
 from taylorseer_fx.passes.emit import graph_module
 from taylorseer_fx.passes.module_path import module_path, source_line
 from taylorseer_fx.passes.pipeline import PassResult, no_garbage_collection, run_passes
 from taylorseer_fx.passes.regions import RegionSet
+from taylorseer_fx.passes.residual_ops import REGISTERED
 from taylorseer_fx.passes.specialize import StepKind
 from taylorseer_fx.runtime.buffers import BufferLayout
 from taylorseer_fx.runtime.cuda_graphs import CapturePlan
@@ -244,7 +247,11 @@ def cache_tag(gm: fx.GraphModule, config: BackendConfig, *origin: object) -> str
         return None
     settings = [str(config.storage), str(config.selection), config.on_no_regions, *map(str, origin)]
     names = [(module_path(node), source_line(node)) for node in gm.graph.nodes if node.op != "placeholder"]
-    return f"taylorseer_fx:{hashlib.sha256(json.dumps([SOURCES, settings, names]).encode()).hexdigest()}"
+    registered = sorted((str(op), fingerprint(decomposition) or "") for op, decomposition in REGISTERED.items())
+    if any(not digest for _, digest in registered):
+        log.info("not cached, since a registered decomposition reads what cannot be told from one process to another")
+        return None
+    return f"taylorseer_fx:{hashlib.sha256(json.dumps([SOURCES, settings, names, registered]).encode()).hexdigest()}"
 
 
 def _holds_tensors(gm: fx.GraphModule) -> bool:
