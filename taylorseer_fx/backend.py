@@ -104,6 +104,12 @@ class TaylorSeerBackend:
             code.run = self._install(origin, code.steps)
         return compiled
 
+    def __reduce__(self) -> tuple[type["TaylorSeerBackend"], tuple[BackendConfig]]:
+        """What ``copy``, ``pickle`` and ``torch.save`` take along: the settings. A copy, so that of a compiled model too, begins
+        with no streams, graphs or attachments, and warns anew.
+        """
+        return type(self), (self.config,)
+
     def reset(self) -> None:
         """Forget all streams and free their derivative buffers; the next call begins a new generation.
 
@@ -386,17 +392,34 @@ def taylorseer_backend(
     )
 
 
-def taylorseer(
-    gm: fx.GraphModule, example_inputs: Sequence[Any], *, options: Mapping[str, Any] | None = None, mode: str | None = None
-) -> Callable[..., Any]:
+class _Registered:
     """The registered name: ``torch.compile(model, backend="taylorseer", options={"order": 2})``.
 
     Each compiled graph gets a backend of its own. To hold it (``explain``, ``stream``, ``reset``), make it with
     ``taylorseer_backend`` and pass it to ``torch.compile``.
 
-    Raises:
-        ConfigError: an option is unknown or wrong, or ``mode`` is given.
+    An object, since Dynamo takes compiled code for whoever has an equal backend: a function is itself when copied, and a copied
+    model would share its original's streams.
     """
-    if mode is not None:
-        raise ConfigError("mode", "left out", mode, "Pass Inductor's settings as options={'compiler_options': {...}}.")
-    return TaylorSeerBackend(BackendConfig.from_options(options or {}))(gm, example_inputs)
+
+    __name__ = "taylorseer"
+
+    def __call__(
+        self,
+        gm: fx.GraphModule,
+        example_inputs: Sequence[Any],
+        *,
+        options: Mapping[str, Any] | None = None,
+        mode: str | None = None,
+    ) -> Callable[..., Any]:
+        """Called by ``torch.compile``.
+
+        Raises:
+            ConfigError: an option is unknown or wrong, or ``mode`` is given.
+        """
+        if mode is not None:
+            raise ConfigError("mode", "left out", mode, "Pass Inductor's settings as options={'compiler_options': {...}}.")
+        return TaylorSeerBackend(BackendConfig.from_options(options or {}))(gm, example_inputs)
+
+
+taylorseer = _Registered()
