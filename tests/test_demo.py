@@ -81,7 +81,7 @@ def test_first_screen_is_ours():
     done = subprocess.run([sys.executable, "-c", FIRST_SCREEN], capture_output=True, text=True, check=True)
     assert done.stderr == ""
     assert done.stdout.startswith("the demo\n")
-    assert "flux" in done.stdout
+    assert "FLUX.1-dev" in done.stdout
 
 
 def test_missing_extra_is_named(monkeypatch, capsys):
