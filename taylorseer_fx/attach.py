@@ -80,10 +80,34 @@ class Attachments:
         if not has_pipeline:
             self._override(model, "_reset_stateful_cache", contexts.resetting(getattr(model, "_reset_stateful_cache", None)))
 
-    def _override(self, owner: Any, name: str, replacement: Callable[..., Any]) -> None:
-        attributes = vars(owner)
+    def _override(self, owner: Any, name: str, function: Callable[..., Any]) -> None:
+        attributes, replacement = vars(owner), _Replacement(function, getattr(owner, name, _nothing))
         self._overrides.append(_Override(weakref.ref(owner), name, replacement, attributes.get(name)))
         attributes[name] = replacement
+
+
+@dataclass(frozen=True, eq=False)
+class _Replacement:
+    """A function in the place of ``original``. Copied or pickled with its owner it is the copy's own ``original`` again: a copy
+    of an attached pipeline or model is attached to nothing.
+    """
+
+    function: Callable[..., Any]
+    original: Callable[..., Any]
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.function(*args, **kwargs)
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Callable[..., Any]]]:
+        return _as_it_is, (self.original,)
+
+
+def _as_it_is(original: Callable[..., Any]) -> Callable[..., Any]:
+    return original
+
+
+def _nothing(*_args: Any, **_kwargs: Any) -> None:
+    """What stands in a copy for a method that only attaching gave to its owner."""
 
 
 @dataclass(frozen=True)

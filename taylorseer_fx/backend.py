@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx
 
 from taylorseer_fx.attach import Attachments
-from taylorseer_fx.cache import CompiledSteps, StepCode, StoredPasses, VariantCode, arriving, cache_tag
+from taylorseer_fx.cache import CompiledSteps, KeptPasses, Passes, StepCode, StoredPasses, VariantCode, arriving, cache_tag
 from taylorseer_fx.compile import (
     CompileGraph,
     GraphBreak,
@@ -26,9 +26,10 @@ from taylorseer_fx.compile import (
 )
 from taylorseer_fx.config import BackendConfig
 from taylorseer_fx.errors import ConfigError, NoRegionsError, TaylorSeerWarning
-from taylorseer_fx.explain import CompiledGraph, Report, describe_model
+from taylorseer_fx.explain import CompiledGraph, Report, count_if_possible, describe_model
 from taylorseer_fx.passes.find_kept import num_buffer_bytes
 from taylorseer_fx.passes.pipeline import PassResult, run_passes
+from taylorseer_fx.passes.plain_graph import PlainGraph
 from taylorseer_fx.passes.regions import RegionSet
 from taylorseer_fx.passes.residual_ops import registered_names
 from taylorseer_fx.passes.specialize import StepKind
@@ -105,6 +106,12 @@ class TaylorSeerBackend:
             code.run = self._install(origin, code.steps)
         return compiled
 
+    def __reduce__(self) -> tuple[type["TaylorSeerBackend"], tuple[BackendConfig]]:
+        """What ``copy``, ``pickle`` and ``torch.save`` take along: the settings. A copy, so that of a compiled model too, begins
+        with no streams, graphs or attachments, and warns anew.
+        """
+        return type(self), (self.config,)
+
     def reset(self) -> None:
         """Forget all streams and free their derivative buffers; the next call begins a new generation.
 
@@ -162,7 +169,7 @@ class TaylorSeerBackend:
         if not self._graphs:
             raise RuntimeError("explain() tells about a compiled graph: call the compiled model once first")
         if graph is None:
-            graph = max((i for i, entry in enumerate(self._graphs) if entry.result.found.regions), default=-1)
+            graph = max((i for i, entry in enumerate(self._graphs) if entry.numbers.regions), default=-1)
         graph_of_place = {role: state.layout[0] for (_, role), state in self._runtime.states.items()}
         layers = Counter(graph_of_place.values())
         return describe_model(self._graphs, graph, self.config, layers, self._describe_captures())
@@ -210,27 +217,29 @@ class TaylorSeerBackend:
             "registered": registered_names(),
         }
         result = run_passes(traced, **arguments)
+        numbers = count_if_possible(result, config.storage)  # before Inductor works in the graphs
         compile_graph = self._compiler(compile_graph)
 
-        def stored() -> StoredPasses | None:
-            return StoredPasses.of(traced, arguments) if tag is not None else None
+        def kept_passes() -> Passes:
+            stored = StoredPasses.of(traced, arguments) if tag is not None else None
+            return stored or KeptPasses(PlainGraph.of(traced), arguments)
 
         layout, dtype = None, None
         if result.guarded is None:
             self._must_have_regions(result.found, origin)
             every_input = tuple(range(len(inputs)))
-            passes = stored()  # before Inductor works in the graph
+            passes = kept_passes()  # before Inductor works in the graph
             variants = {StepKind.FULL: compile_variant(traced, inputs, static_inputs, every_input, compile_graph)}
         else:
             with kernels_awaited_at_the_end(inputs):
                 variants = compile_variants(result, inputs, static_inputs, compile_graph)
-                passes = stored()
+                passes = kept_passes()
             layout = BufferLayout.of([buffer.meta["val"] for buffer in result.guarded.buffers], inputs)
             dtype = result.guarded.coefficient_dtype
         found = replace(result.found, regions=())
         over_budget = self._over_budget(result)
-        steps = CompiledSteps(found, over_budget, result.inputs, variants, layout, dtype, result)
-        return StepCode(tag, steps, passes)
+        about = (found, over_budget, result.inputs)
+        return StepCode(tag, CompiledSteps(*about, variants, layout, dtype, passes, numbers))
 
     def _install(self, origin: GraphOrigin, steps: CompiledSteps) -> BoxedCallable:
         """What runs the code of a graph, compiled or loaded, as part of this backend's model."""
@@ -250,7 +259,7 @@ class TaylorSeerBackend:
             runtime.has_regions = True
             run = Dispatcher(runtime, info, variants, steps.layout, steps.coefficient_dtype)
         runtime.counters.compiles += len(steps.variants)
-        self._graphs.append(CompiledGraph(steps.passes, origin.graph_break))
+        self._graphs.append(CompiledGraph(steps.passes, steps.numbers, origin.graph_break))
         runtime.clock.has_time_inputs |= steps.inputs.has_time
         return run
 
@@ -388,17 +397,34 @@ def taylorseer_backend(
     )
 
 
-def taylorseer(
-    gm: fx.GraphModule, example_inputs: Sequence[Any], *, options: Mapping[str, Any] | None = None, mode: str | None = None
-) -> Callable[..., Any]:
+class _Registered:
     """The registered name: ``torch.compile(model, backend="taylorseer", options={"order": 2})``.
 
     Each compiled graph gets a backend of its own. To hold it (``explain``, ``stream``, ``reset``), make it with
     ``taylorseer_backend`` and pass it to ``torch.compile``.
 
-    Raises:
-        ConfigError: an option is unknown or wrong, or ``mode`` is given.
+    An object, since Dynamo takes compiled code for whoever has an equal backend: a function is itself when copied, and a copied
+    model would share its original's streams.
     """
-    if mode is not None:
-        raise ConfigError("mode", "left out", mode, "Pass Inductor's settings as options={'compiler_options': {...}}.")
-    return TaylorSeerBackend(BackendConfig.from_options(options or {}))(gm, example_inputs)
+
+    __name__ = "taylorseer"
+
+    def __call__(
+        self,
+        gm: fx.GraphModule,
+        example_inputs: Sequence[Any],
+        *,
+        options: Mapping[str, Any] | None = None,
+        mode: str | None = None,
+    ) -> Callable[..., Any]:
+        """Called by ``torch.compile``.
+
+        Raises:
+            ConfigError: an option is unknown or wrong, or ``mode`` is given.
+        """
+        if mode is not None:
+            raise ConfigError("mode", "left out", mode, "Pass Inductor's settings as options={'compiler_options': {...}}.")
+        return TaylorSeerBackend(BackendConfig.from_options(options or {}))(gm, example_inputs)
+
+
+taylorseer = _Registered()

@@ -2,7 +2,8 @@
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from taylorseer_fx.version import __version__
@@ -39,8 +40,9 @@ def _add_demo(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -
 def _demo(args: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from taylorseer_fx.demo.main import run_demo
-    from taylorseer_fx.demo.runs import DemoConfig
+    with _without_torchao():
+        from taylorseer_fx.demo.main import run_demo
+        from taylorseer_fx.demo.runs import DemoConfig
 
     run_demo(DemoConfig(num_steps=20, rows=1) if args.quick else DemoConfig(), args.out, Console(), args.json)
     return 0
@@ -59,8 +61,9 @@ def _add_plan(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -
 def _plan(args: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from taylorseer_fx.bench.geometries import GEOMETRIES
-    from taylorseer_fx.bench.plan_command import PlanSettings, list_models, print_plan
+    with _without_torchao():
+        from taylorseer_fx.bench.geometries import GEOMETRIES
+        from taylorseer_fx.bench.plan_command import PlanSettings, list_models, print_plan
     from taylorseer_fx.errors import ConfigError
 
     if args.list_models:
@@ -75,6 +78,22 @@ def _plan(args: argparse.Namespace) -> int:
         print(f"taylorseer-fx plan: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+@contextmanager
+def _without_torchao() -> Iterator[None]:
+    """Keep diffusers from loading torchao, should it be there: nothing is quantised here, and it would begin the screen with its
+    own troubles. Its wheels hold CUDA extensions, which a torch for the CPU cannot load, and no release has all the names that
+    diffusers looks for.
+    """
+    if "torchao" in sys.modules:
+        yield
+        return
+    sys.modules["torchao"] = None  # type: ignore[assignment]  # what Python takes for: there is none
+    try:
+        yield
+    finally:
+        del sys.modules["torchao"]
 
 
 def _add_bench(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:

@@ -1,16 +1,22 @@
 """``backend.explain()``: what was found in a graph, what was made of it, and what was left alone and why."""
 
+import logging
+import warnings
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor, fx
+from torch.fx.experimental.symbolic_shapes import _suppress_guards
 
-from taylorseer_fx.cache import StoredPasses
+from taylorseer_fx.cache import Passes
 from taylorseer_fx.compile import GraphBreak
 from taylorseer_fx.config import BackendConfig
-from taylorseer_fx.errors import ConfigError
+from taylorseer_fx.errors import ConfigError, TaylorSeerWarning
+from taylorseer_fx.passes.emit import graph_fake_mode
 from taylorseer_fx.passes.find_kept import num_buffer_bytes
 from taylorseer_fx.passes.flops import count_flops
 from taylorseer_fx.passes.pipeline import PassResult, StageRecord, count_ops
@@ -22,6 +28,8 @@ from taylorseer_fx.passes.windows import window_text
 from taylorseer_fx.text import format_bytes, format_flops, format_table
 
 SHOWN_STEPS = 50
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -59,22 +67,9 @@ class GraphSummary:
 
 
 @dataclass(frozen=True)
-class CompiledGraph:
-    """What the backend keeps of a graph."""
-
-    passes: PassResult | StoredPasses
-    graph_break: GraphBreak | None = None
-
-    @property
-    def result(self) -> PassResult:
-        """What the passes made of it; they run now if the graph came from the cache."""
-        return self.passes if isinstance(self.passes, PassResult) else self.passes.result
-
-
-@dataclass(frozen=True)
-class Report:
-    """All of it as data; ``print`` shows it as tables. Where the model compiled to several graphs, about the one that ``number``
-    tells, and ``graphs`` lists them all.
+class GraphNumbers:
+    """What is counted in the graphs that the passes made of one graph, so that none of them need stay. Plain data, to be stored
+    with the code.
     """
 
     regions: tuple[RegionInfo, ...]
@@ -82,26 +77,52 @@ class Report:
     stages: tuple[StageRecord, ...]
     buffer_bytes: int
     granularity: str
-    order: int
-    schedule: str
     num_ops: dict[str, int]
     flops: dict[str, int]
     traffic: dict[str, Traffic]
     time_inputs: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class CompiledGraph:
+    """What the backend keeps of a graph: ``counted`` when it was compiled, and what makes it again."""
+
+    passes: Passes
+    counted: GraphNumbers | None = None
+    graph_break: GraphBreak | None = None
+
+    @cached_property
+    def numbers(self) -> GraphNumbers:
+        """What was counted, if need be now."""
+        return self.counted or count(self.passes.run(), self.passes.arguments["storage"])
+
+
+@dataclass(frozen=True)
+class Report(GraphNumbers):
+    """All of it as data; ``print`` shows it as tables. Where the model compiled to several graphs, about the one that ``number``
+    tells, and ``graphs`` lists them all.
+    """
+
+    order: int
+    schedule: str
     number: int
     graphs: tuple[GraphSummary, ...]
     cuda_graphs: tuple[str, ...]
-    _graphs: dict[str, fx.GraphModule] = field(repr=False)
+    _remade: Passes = field(repr=False)
 
     def graph(self, name: str) -> fx.GraphModule:
         """The graph "canonical", "guarded", "full" or "forecast"; ``graph("full").print_readable()`` prints it.
 
+        A report keeps numbers only, so the passes make it again, which takes seconds for a large model. It is as they left it,
+        before Inductor worked in it, and nobody else's.
+
         Raises:
             ConfigError: another name.
         """
-        if name not in self._graphs:
-            raise ConfigError("name", " or ".join(map(repr, self._graphs)), name)
-        return self._graphs[name]
+        names = ("canonical", *(("guarded",) if self.regions else ()), *(kind.value for kind in StepKind))
+        if name not in names:
+            raise ConfigError("name", " or ".join(map(repr, names)), name)
+        return _named_graphs(self._remade.run())[name]
 
     def __str__(self) -> str:
         parts = (self._all_graphs(), self._passes(), self._regions(), self._rejected(), self._summary())
@@ -181,18 +202,79 @@ def describe_model(
     graphs: Sequence[CompiledGraph], number: int, config: BackendConfig, layers: Mapping[int, int], cuda_graphs: tuple[str, ...]
 ) -> Report:
     """A report on one of the graphs of a model; ``layers`` counts the places that were called with each."""
-    summaries = tuple(_summarize(entry.result, layers.get(i, 0), entry.graph_break) for i, entry in enumerate(graphs))
-    return describe_graph(graphs[number].result, config, range(len(graphs))[number], summaries, cuda_graphs)
+    summaries = tuple(_summarize(entry, layers.get(i, 0)) for i, entry in enumerate(graphs))
+    return describe_graph(graphs[number], config, range(len(graphs))[number], summaries, cuda_graphs)
 
 
-def _summarize(result: PassResult, num_layers: int, graph_break: GraphBreak | None) -> GraphSummary:
+def _summarize(graph: CompiledGraph, num_layers: int) -> GraphSummary:
+    numbers = graph.numbers
     return GraphSummary(
-        num_regions=len(result.found.regions),
-        num_features=len(result.found.features),
-        flops={name: count_flops(gm.graph) for name, gm in _step_graphs(result).items()},
-        takes_time=bool(result.inputs.time),
+        num_regions=len(numbers.regions),
+        num_features=sum(len(region.features) for region in numbers.regions),
+        flops=numbers.flops,
+        takes_time=bool(numbers.time_inputs),
         num_layers=num_layers,
-        ends_at=str(graph_break or "return"),
+        ends_at=str(graph.graph_break or "return"),
+    )
+
+
+def describe_graph(
+    graph: CompiledGraph,
+    config: BackendConfig,
+    number: int = 0,
+    summaries: tuple[GraphSummary, ...] = (),
+    cuda_graphs: tuple[str, ...] = (),
+) -> Report:
+    """A report on one graph; ``cuda_graphs`` are lines on how the model's graphs are captured."""
+    return Report(
+        **vars(graph.numbers),
+        order=config.order,
+        schedule=config.schedule.describe(SHOWN_STEPS),
+        number=number,
+        graphs=summaries or (_summarize(graph, 0),),
+        cuda_graphs=cuda_graphs,
+        _remade=graph.passes,
+    )
+
+
+def count_if_possible(result: PassResult, storage: Storage) -> GraphNumbers | None:
+    """As ``count``, while a model is being compiled, which must not fail or become narrower over it; nor is anything said then,
+    but when ``explain()`` counts again.
+    """
+    try:
+        with warnings.catch_warnings(action="error", category=TaylorSeerWarning), _no_guards(result.canonical.graph):
+            return count(result, storage)
+    except Exception as error:
+        log.info("not counted until explain() asks: %s", error)
+        return None
+
+
+@contextmanager
+def _no_guards(graph: fx.Graph) -> Iterator[None]:
+    """A formula may compare sizes, which Dynamo would take for a condition of the compiled code."""
+    shape_env = graph_fake_mode(graph).shape_env
+    if shape_env is None:
+        yield
+        return
+    with _suppress_guards(shape_env):
+        yield
+
+
+def count(result: PassResult, storage: Storage) -> GraphNumbers:
+    """Read the numbers off what the passes made of one graph."""
+    regions = tuple(_describe_region(region, storage) for region in result.found.regions)
+    graphs = _step_graphs(result)
+    inputs = result.canonical.graph.find_nodes(op="placeholder")
+    return GraphNumbers(
+        regions=regions,
+        rejected=result.found.rejected,
+        stages=result.stages,
+        buffer_bytes=sum(feature.buffer_bytes for region in regions for feature in region.features),
+        granularity=result.granularity,
+        num_ops={name: count_ops(gm.graph) for name, gm in graphs.items()},
+        flops={name: count_flops(gm.graph) for name, gm in graphs.items()},
+        traffic={name: count_traffic(gm.graph) for name, gm in graphs.items()},
+        time_inputs=tuple(_input_text(inputs[i]) for i in result.inputs.time),
     )
 
 
@@ -201,34 +283,9 @@ def _step_graphs(result: PassResult) -> dict[str, fx.GraphModule]:
     return {kind.value: result.variants[kind].gm if result.variants else result.canonical for kind in StepKind}
 
 
-def describe_graph(
-    result: PassResult,
-    config: BackendConfig,
-    number: int = 0,
-    summaries: tuple[GraphSummary, ...] = (),
-    cuda_graphs: tuple[str, ...] = (),
-) -> Report:
-    """Read a report off what the passes made of one graph; ``cuda_graphs`` are lines on how the model's graphs are captured."""
-    regions = tuple(_describe_region(region, config.storage) for region in result.found.regions)
-    graphs = _step_graphs(result)
-    inputs = result.canonical.graph.find_nodes(op="placeholder")
-    return Report(
-        regions=regions,
-        rejected=result.found.rejected,
-        stages=result.stages,
-        buffer_bytes=sum(feature.buffer_bytes for region in regions for feature in region.features),
-        granularity=result.granularity,
-        order=config.order,
-        schedule=config.schedule.describe(SHOWN_STEPS),
-        num_ops={name: count_ops(gm.graph) for name, gm in graphs.items()},
-        flops={name: count_flops(gm.graph) for name, gm in graphs.items()},
-        traffic={name: count_traffic(gm.graph) for name, gm in graphs.items()},
-        time_inputs=tuple(_input_text(inputs[i]) for i in result.inputs.time),
-        number=number,
-        graphs=summaries or (_summarize(result, 0, None),),
-        cuda_graphs=cuda_graphs,
-        _graphs={"canonical": result.canonical, **({"guarded": result.guarded.gm} if result.guarded else {}), **graphs},
-    )
+def _named_graphs(result: PassResult) -> dict[str, fx.GraphModule]:
+    guarded = {"guarded": result.guarded.gm} if result.guarded else {}
+    return {"canonical": result.canonical, **guarded, **_step_graphs(result)}
 
 
 def _describe_region(region: Region, storage: Storage) -> RegionInfo:

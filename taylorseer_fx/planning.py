@@ -11,12 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from taylorseer_fx.cache import KeptPasses
 from taylorseer_fx.compile import CompileGraph, trace_and_compile
 from taylorseer_fx.config import BackendConfig
 from taylorseer_fx.errors import ConfigError, NoRegionsError
-from taylorseer_fx.explain import FeatureInfo, RegionInfo, Report, describe_graph
+from taylorseer_fx.explain import CompiledGraph, FeatureInfo, RegionInfo, Report, count, describe_graph
 from taylorseer_fx.passes.emit import outputs
 from taylorseer_fx.passes.pipeline import run_passes
+from taylorseer_fx.passes.plain_graph import PlainGraph
 from taylorseer_fx.runtime.dispatch import BoxedCallable
 from taylorseer_fx.text import format_bytes, format_flops
 
@@ -153,10 +155,13 @@ class _Recorder:
     def _record(
         self, traced: fx.GraphModule, _inputs: Sequence[Any], static_inputs: Sequence[int], _compile_graph: CompileGraph
     ) -> BoxedCallable:
+        plain, static_inputs = PlainGraph.of(traced), tuple(static_inputs)
         for config, reports in zip(self.configs, self.reports, strict=True):
             result = run_passes(traced, static_inputs, config.storage, config.selection)
             if result.guarded is not None:
-                reports.append(describe_graph(result, config))
+                arguments = {"static_inputs": static_inputs, "storage": config.storage, "selection": config.selection}
+                counted = CompiledGraph(KeptPasses(plain, arguments), count(result, config.storage))
+                reports.append(describe_graph(counted, config))
         return _Outputs(fx.map_arg(outputs(traced.graph), lambda node: node.meta["val"]))
 
 

@@ -65,6 +65,25 @@ def test_demo_writes_picture_table_and_numbers(tmp_path, monkeypatch):
     assert "forecast step, ms" in console.export_text()
 
 
+FIRST_SCREEN = """
+import sys
+from types import ModuleType
+from taylorseer_fx import cli
+demo = ModuleType("demo")  # all of it but what takes a minute
+demo.run_demo = lambda *_: print("the demo")
+sys.modules["taylorseer_fx.demo.main"] = demo
+sys.exit(cli.main(["demo"]) or cli.main(["plan", "--list"]))
+"""
+
+
+def test_first_screen_is_ours():
+    """Whatever optional libraries are there: their troubles are none of the demo's, nor of the plan's."""
+    done = subprocess.run([sys.executable, "-c", FIRST_SCREEN], capture_output=True, text=True, check=True)
+    assert done.stderr == ""
+    assert done.stdout.startswith("the demo\n")
+    assert "FLUX.1-dev" in done.stdout
+
+
 def test_missing_extra_is_named(monkeypatch, capsys):
     """Without the demo's libraries the command says which one, and what to install."""
     monkeypatch.setitem(sys.modules, "rich.console", None)

@@ -7,10 +7,14 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 from taylorseer_fx import plan, taylorseer_backend
 from taylorseer_fx.bench.observing import with_peak_bytes
+from taylorseer_fx.config import BackendConfig
+from taylorseer_fx.passes.flops import count_flops
+from taylorseer_fx.passes.pipeline import count_ops
+from taylorseer_fx.planning import plan_each
 from taylorseer_fx.runtime.buffers import BufferLayout
 from tests.zoo import MODELS, dit, tiny, tiny_inputs
 
@@ -147,3 +151,56 @@ def test_forecast_step_peak():
     output_bytes = compiled(**zoo.inputs(7))[0].nbytes
     assert 0 < forecast <= 2 * hidden_bytes + output_bytes
     assert forecast < full / 2
+
+
+def live_nodes() -> list[fx.Node]:
+    """Of all graphs, after all garbage is collected."""
+    gc.collect()
+    return [thing for thing in gc.get_objects() if isinstance(thing, fx.Node)]
+
+
+def test_plans_keep_numbers():
+    """However many settings are planned for, no graph stays alive; one is made again when it is asked for."""
+    zoo, before = dit(), len(live_nodes())
+    settings = [BackendConfig(order=order, granularity=name) for order in (0, 1, 2) for name in ("module", "stack")]
+    plans = plan_each(zoo.model, zoo.inputs(0), settings)
+    torch._dynamo.reset()  # until then it keeps its own graph of the model
+    assert len(live_nodes()) == before
+    flops = [count_flops(made.reports[0].graph("forecast").graph) for made in plans]
+    assert flops == [made.flops_forecast for made in plans]
+    assert len(live_nodes()) == before
+
+
+@pytest.mark.parametrize("granularity", ["module", "stack"])
+def test_a_backend_keeps_what_it_runs(granularity):
+    """Uncompiled, the graph of each step kind is what runs; no other stays, before ``explain()`` or after it."""
+    before = set(live_nodes())
+    backend = taylorseer_backend(compiler="eager", granularity=granularity)
+    compiled = torch.compile(tiny(), backend=backend)
+    compiled(**tiny_inputs(0))
+
+    def num_graphs() -> int:
+        return len({node.graph for node in live_nodes() if node not in before})
+
+    of_dynamo_and_of_each_step = 3
+    assert num_graphs() == of_dynamo_and_of_each_step
+    report = backend.explain()
+    assert {name: count_ops(report.graph(name).graph) for name in report.num_ops} == report.num_ops
+    assert num_graphs() == of_dynamo_and_of_each_step
+    torch._dynamo.reset()
+    assert num_graphs() == 0
+    assert backend.explain().flops == report.flops
+
+
+@pytest.mark.inductor
+def test_a_compiled_backend_keeps_no_graph():
+    """Inductor works in the graphs it is given; what ``explain()`` shows is made anew, and is not kept either."""
+    before = len(live_nodes())
+    backend = taylorseer_backend()
+    compiled = torch.compile(tiny(), backend=backend)
+    compiled(**tiny_inputs(0))
+    report = backend.explain()
+    assert count_ops(report.graph("full").graph) == report.num_ops["full"]
+    torch._dynamo.reset()
+    of_inductor = 3  # an identity that a module of its keeps
+    assert len(live_nodes()) <= before + of_inductor

@@ -10,7 +10,7 @@ from torch import nn
 
 from taylorseer_fx import ConfigError, NoRegionsError, plan, planning
 from taylorseer_fx.config import BackendConfig
-from taylorseer_fx.explain import Report, describe_graph
+from taylorseer_fx.explain import GraphNumbers, count
 
 
 def dit(**overrides: object) -> DiTTransformer2DModel:
@@ -275,6 +275,6 @@ class RecordPasses:
         self.traced = args[:2]
         return self.original(*args)
 
-    def again(self, **settings: Any) -> Report:
+    def again(self, **settings: Any) -> GraphNumbers:
         config = BackendConfig(**settings)
-        return describe_graph(self.original(*self.traced, config.storage, config.selection), config)
+        return count(self.original(*self.traced, config.storage, config.selection), config.storage)

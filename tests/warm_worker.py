@@ -60,6 +60,8 @@ def main() -> None:
     outputs = run(Model(), backend)
     pass_runs = [len(runs)]
     report = backend.explain()
+    pass_runs.append(len(runs))
+    graphs = {name: str(report.graph(name).graph) for name in ("canonical", "guarded")}
     found = counters["aot_autograd"]
     saved = {
         "outputs": outputs,
@@ -67,7 +69,7 @@ def main() -> None:
         "pass_runs": [*pass_runs, len(runs)],
         "stats": dataclasses.asdict(backend.stats()),
         "report": str(report).split("\n\n")[1:],  # without the times of the passes
-        "graphs": {name: str(report.graph(name).graph) for name in ("canonical", "guarded")},
+        "graphs": graphs,
     }
     torch.save(saved, sys.argv[1])
 
