@@ -7,7 +7,7 @@ device counts as well as any other.
 from torch import fx
 from torch.utils.flop_counter import flop_registry, sdpa_flop
 
-from taylorseer_fx.passes.ops import FUSED_ATTENTION, packet
+from taylorseer_fx.passes.ops import FUSED_ATTENTION, any_overload
 from taylorseer_fx.passes.sizes import hint
 
 
@@ -20,7 +20,8 @@ def node_flops(node: fx.Node) -> int:
     """FLOPs of one node; zero where torch has no formula for its operator."""
     if node.op != "call_function":
         return 0
-    formula = flop_registry.get(packet(node)) or (sdpa_flop if packet(node) in FUSED_ATTENTION else None)
+    whole = any_overload(node)
+    formula = flop_registry.get(whole) or (sdpa_flop if whole in FUSED_ATTENTION else None)
     if formula is None:
         return 0
     args, kwargs = fx.map_arg((node.args, node.kwargs), lambda arg: arg.meta.get("val"))  # none for the bodies of flex attention

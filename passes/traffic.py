@@ -69,7 +69,8 @@ def _origin(node: fx.Node) -> fx.Node:
 
 
 def _is_view(node: fx.Node) -> bool:
-    return node.target is operator.getitem or (dressed_input(node) is not None and packet(node) not in _COMPUTED)
+    is_dress = dressed_input(node) is not None and packet(node) not in _COMPUTED
+    return node.target is operator.getitem or is_dress or bool(getattr(node.target, "is_view", False))
 
 
 # Dress that is an elementwise operator all the same.
