@@ -4,6 +4,7 @@ The formulas are torch's own (``torch.utils.flop_counter``), fed with the shapes
 device counts as well as any other.
 """
 
+import torch
 from torch import fx
 from torch.utils.flop_counter import flop_registry, sdpa_flop
 
@@ -25,4 +26,5 @@ def node_flops(node: fx.Node) -> int:
     if formula is None:
         return 0
     args, kwargs = fx.map_arg((node.args, node.kwargs), lambda arg: arg.meta.get("val"))  # none for the bodies of flex attention
-    return hint(formula(*args, **kwargs, out_val=node.meta["val"]))
+    shaped = (arg for arg in args if not isinstance(arg, torch.dtype))  # ``addmm.dtype`` has one where the formula takes a shape
+    return hint(formula(*shaped, **kwargs, out_val=node.meta["val"]))

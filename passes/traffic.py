@@ -31,9 +31,9 @@ class Traffic:
     floor: int
 
 
-def count_traffic(graph: fx.Graph) -> Traffic:
-    """The bytes that ``graph`` moves."""
-    demands = demanded(graph)
+def count_traffic(graph: fx.Graph, demands: Demands | None = None) -> Traffic:
+    """The bytes that ``graph`` moves; ``demands``: what is read of each node, where that is known."""
+    demands = demanded(graph) if demands is None else demands
     stores = [node for node in demands if packet(node) is aten.copy_]
     results = {_origin(node) for node in outputs(graph) if isinstance(node, fx.Node)}
     barriers = [node for node in demands if _is_barrier(node)]

@@ -207,11 +207,11 @@ class TaylorSeerBackend:
             "graph_break": where,
             "is_part": origin.is_part,
         }
-        result = run_passes(traced, **arguments)
+        result = run_passes(traced, **arguments, notify=self._notify)
         compile_graph = self._compiler(compile_graph)
 
         def stored() -> StoredPasses | None:
-            return StoredPasses.of(traced, arguments) if tag is not None else None
+            return StoredPasses.of(traced, arguments) if tag is not None and result.is_complete else None
 
         layout, dtype = None, None
         if result.guarded is None:

@@ -1,5 +1,6 @@
 """``backend.explain()``: what was found in a graph, what was made of it, and what was left alone and why."""
 
+import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,9 +11,11 @@ from torch import Tensor, fx
 from taylorseer_fx.cache import StoredPasses
 from taylorseer_fx.compile import GraphBreak
 from taylorseer_fx.config import BackendConfig
-from taylorseer_fx.errors import ConfigError
+from taylorseer_fx.errors import ConfigError, TaylorSeerWarning
+from taylorseer_fx.passes.failures import failure_report
 from taylorseer_fx.passes.find_kept import num_buffer_bytes
 from taylorseer_fx.passes.flops import count_flops
+from taylorseer_fx.passes.narrow import all_demanded
 from taylorseer_fx.passes.pipeline import PassResult, StageRecord, count_ops
 from taylorseer_fx.passes.regions import Region, Rejected
 from taylorseer_fx.passes.specialize import StepKind
@@ -127,7 +130,8 @@ class Report:
 
     def _passes(self) -> str:
         rows = [(stage.name, str(stage.num_ops), f"{stage.duration_ms:.1f}") for stage in self.stages]
-        return format_table(("pass", "ops", "ms"), rows, right=(1, 2))
+        left_out = [f"left out: {stage.name} ({stage.left_out})" for stage in self.stages if stage.left_out]
+        return "\n".join([format_table(("pass", "ops", "ms"), rows, right=(1, 2)), *left_out])
 
     def _regions(self) -> str:
         if not self.regions:
@@ -222,13 +226,23 @@ def describe_graph(
         schedule=config.schedule.describe(SHOWN_STEPS),
         num_ops={name: count_ops(gm.graph) for name, gm in graphs.items()},
         flops={name: count_flops(gm.graph) for name, gm in graphs.items()},
-        traffic={name: count_traffic(gm.graph) for name, gm in graphs.items()},
+        traffic={name: _traffic(name, gm) for name, gm in graphs.items()},
         time_inputs=tuple(_input_text(inputs[i]) for i in result.time_inputs),
         number=number,
         graphs=summaries or (_summarize(result, 0, None),),
         cuda_graphs=cuda_graphs,
         _graphs={"canonical": result.canonical, **({"guarded": result.guarded.gm} if result.guarded else {}), **graphs},
     )
+
+
+def _traffic(name: str, gm: fx.GraphModule) -> Traffic:
+    """The bytes that a graph moves. A report must not fail over them: at worst they are those of reading everything whole."""
+    try:
+        return count_traffic(gm.graph)
+    except Exception as error:
+        price = f"the bytes that explain() tells of the {name} step are too many"
+        warnings.warn(f"taylorseer_fx: {failure_report('traffic', error, price)}", TaylorSeerWarning, stacklevel=2)
+        return count_traffic(gm.graph, all_demanded(gm.graph))
 
 
 def _describe_region(region: Region, storage: Storage) -> RegionInfo:

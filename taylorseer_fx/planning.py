@@ -3,6 +3,7 @@
 Tracing a full-size model takes most of the time, so ``plan_each`` counts any number of settings on one trace.
 """
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from torch import Tensor, fx, nn
 
 from taylorseer_fx.compile import CompileGraph, trace_and_compile
 from taylorseer_fx.config import BackendConfig
-from taylorseer_fx.errors import ConfigError, NoRegionsError
+from taylorseer_fx.errors import ConfigError, NoRegionsError, TaylorSeerWarning
 from taylorseer_fx.explain import FeatureInfo, RegionInfo, Report, describe_graph
 from taylorseer_fx.passes.emit import outputs
 from taylorseer_fx.passes.pipeline import run_passes
@@ -154,10 +155,14 @@ class _Recorder:
         self, traced: fx.GraphModule, _inputs: Sequence[Any], static_inputs: Sequence[int], _compile_graph: CompileGraph
     ) -> BoxedCallable:
         for config, reports in zip(self.configs, self.reports, strict=True):
-            result = run_passes(traced, static_inputs, config.storage, config.selection)
+            result = run_passes(traced, static_inputs, config.storage, config.selection, notify=_warn)
             if result.guarded is not None:
                 reports.append(describe_graph(result, config))
         return _Outputs(fx.map_arg(outputs(traced.graph), lambda node: node.meta["val"]))
+
+
+def _warn(_topic: str, message: str) -> None:
+    warnings.warn(f"taylorseer_fx: {message}", TaylorSeerWarning, stacklevel=2)
 
 
 @dataclass(frozen=True)
