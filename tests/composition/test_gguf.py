@@ -17,7 +17,7 @@ Q8_0, Q4_0, Q4_K = GGMLQuantizationType.Q8_0, GGMLQuantizationType.Q4_0, GGMLQua
 
 
 def packed(weight: Tensor, kind: GGMLQuantizationType) -> Tensor:
-    """``weight`` in bytes. Gguf packs no Q4_K, so these are made up: a scale, a minimum, 12 bytes of finer ones, 128 of numbers."""
+    """``weight`` in bytes. Gguf packs no Q4_K: a scale, a minimum, 12 bytes of finer ones and 128 of numbers are made up."""
     if kind is not Q4_K:
         return torch.from_numpy(gguf.quantize(weight.numpy(), kind))
     generator = torch.Generator().manual_seed(0)
