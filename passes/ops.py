@@ -63,16 +63,22 @@ FUSED_ATTENTION = _packets(
     "_cudnn_attention_forward",
 )
 
+# Products with weights of fewer bits; torch's FLOP counter knows none of them.
+QUANTISED_PRODUCTS = _packets(
+    aten,
+    "_int_mm _scaled_mm_v2 _weight_int8pack_mm _weight_int4pack_mm _weight_int4pack_mm_for_cpu "
+    "_weight_int4pack_mm_with_scales_and_zeros _dyn_quant_matmul_4bit _mixed_dtypes_linear",
+)
+
 # Contractions of two operands; the tuple gives the positions of those operands.
 CONTRACTION_OPERANDS: dict[Any, tuple[int, int]] = {
+    **dict.fromkeys(QUANTISED_PRODUCTS, (0, 1)),
     **dict.fromkeys(
         _packets(
             aten,
-            "mm bmm mv dot matmul linear "
-            "convolution _convolution convolution_overrideable cudnn_convolution _slow_conv2d_forward "
-            "_int_mm _scaled_mm _scaled_mm_v2 _grouped_mm _scaled_grouped_mm _scaled_grouped_mm_v2 _weight_int8pack_mm "
-            "_weight_int4pack_mm _weight_int4pack_mm_for_cpu _weight_int4pack_mm_with_scales_and_zeros _dyn_quant_matmul_4bit "
-            "_mixed_dtypes_linear _cslt_sparse_mm _sparse_semi_structured_linear",
+            "mm bmm mv dot matmul linear convolution _convolution convolution_overrideable cudnn_convolution "
+            "_slow_conv2d_forward _scaled_mm _grouped_mm _scaled_grouped_mm _scaled_grouped_mm_v2 _cslt_sparse_mm "
+            "_sparse_semi_structured_linear",
         ),
         (0, 1),
     ),

@@ -409,7 +409,9 @@ class TestBits(TestCase):
         """What is read of a tensor goes up to where its bits are taken for another dtype, and no further."""
         traced = trace(Packed(), torch.randn(3, 4))
         narrowed = narrow(traced.gm)
-        self.assertExpectedInline(render(narrowed), """\
+        self.assertExpectedInline(
+            render(narrowed),
+            """\
 %arg0_1 : uint8[8, 6]
 %arg1_1 : float32[3, 4]
 %slice = slice(%arg0_1, 1, 0, 2) : uint8[8, 2]
@@ -422,7 +424,8 @@ class TestBits(TestCase):
 %mul = mul(%convert_element_type, %slice3) : float32[4, 4]
 %permute = permute(%mul, [1, 0]) : float32[4, 4]
 %mm = mm(%arg1_1, %permute) : float32[3, 4]
-return (%mm)""")
+return (%mm)""",
+        )
         (expected,), (got,) = traced.gm(*traced.real_inputs), narrowed(*traced.real_inputs)
         torch.testing.assert_close(got, expected)
 
