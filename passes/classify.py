@@ -10,7 +10,7 @@ from collections.abc import Collection, Sequence
 from torch import fx
 
 from taylorseer_fx.passes.dataflow import ancestors
-from taylorseer_fx.passes.ops import FUSED_ATTENTION, FUSED_LAYERS, contraction_operands, is_heavy, is_opaque, packet
+from taylorseer_fx.passes.ops import FUSED_ATTENTION, FUSED_LAYERS, any_overload, contraction_operands, is_heavy, is_opaque
 from taylorseer_fx.passes.regions import Kind
 
 
@@ -44,7 +44,7 @@ def activation_nodes(graph: fx.Graph, parameters: set[fx.Node]) -> set[fx.Node]:
 
 
 def _is_attention(node: fx.Node, activations: set[fx.Node]) -> bool:
-    if packet(node) in FUSED_ATTENTION | FUSED_LAYERS:
+    if any_overload(node) in FUSED_ATTENTION | FUSED_LAYERS:
         return True
     if not is_heavy(node):
         return False

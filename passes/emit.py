@@ -1,8 +1,9 @@
 """Append a node to a graph with its fake value, so that ``meta["val"]`` is always fresh for the next pass and for Inductor."""
 
 from collections.abc import Callable, Sequence
+from functools import wraps
 from operator import attrgetter
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import torch
 from torch import SymInt, Tensor, fx
@@ -13,6 +14,8 @@ from torch.fx.traceback import preserve_node_meta
 from taylorseer_fx.passes.windows import Window
 
 Emit = Callable[..., fx.Node]
+P = ParamSpec("P")
+T = TypeVar("T")
 
 TO_THE_END = 2**63 - 1  # the end of such a slice
 
@@ -34,6 +37,30 @@ def emitter(graph: fx.Graph, mode: FakeTensorMode) -> Emit:
         return node
 
     return emit
+
+
+def adds_all_or_nothing(find: Callable[Concatenate[fx.Graph, P], T]) -> Callable[Concatenate[fx.Graph, P], T]:
+    """For a pass that adds nodes to a graph, its first argument: should it fail, it has added none."""
+
+    @wraps(find)
+    def wrapped(graph: fx.Graph, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        before = set(graph.nodes)
+        try:
+            return find(graph, *args, **kwargs)
+        except BaseException:
+            for node in reversed(list(graph.nodes)):
+                if node not in before:
+                    graph.erase_node(node)
+            raise
+
+    return wrapped
+
+
+def copied(gm: fx.GraphModule) -> fx.GraphModule:
+    """A copy of ``gm`` to work in."""
+    graph = fx.Graph()
+    graph.output(graph.graph_copy(gm.graph, {})).meta.update(gm.graph.output_node().meta)
+    return graph_module(gm, graph, type(gm).__name__)
 
 
 def graph_module(owner: Any, graph: fx.Graph, name: str = "GraphModule") -> fx.GraphModule:

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from torch import SymInt, Tensor, fx
 
-from taylorseer_fx.passes.emit import Emit, emit_window, emitter, graph_fake_mode
+from taylorseer_fx.passes.emit import Emit, adds_all_or_nothing, emit_window, emitter, graph_fake_mode
 from taylorseer_fx.passes.narrow import Demands, demanded
 from taylorseer_fx.passes.ops import aten, dressed_input, packet
 from taylorseer_fx.passes.regions import Feature, Region, RegionSet, order_of, region_border
@@ -21,6 +21,7 @@ from taylorseer_fx.passes.window_rules import rule_of
 from taylorseer_fx.passes.windows import Window, hull, is_whole, normalized, num_elements, sizes_of, whole
 
 
+@adds_all_or_nothing
 def find_kept(graph: fx.Graph, found: RegionSet) -> RegionSet:
     """``found`` with what is to be kept of each feature; a base that is kept in part is added to ``graph`` as that part."""
     inside = {node for region in found.regions for node in region.nodes}

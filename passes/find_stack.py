@@ -15,7 +15,7 @@ feature instead of two a block.
 from torch import fx
 
 from taylorseer_fx.passes.dataflow import ancestors, descends_from, live_nodes, seed_reach
-from taylorseer_fx.passes.emit import Emit, emitter, graph_fake_mode
+from taylorseer_fx.passes.emit import Emit, adds_all_or_nothing, emitter, graph_fake_mode
 from taylorseer_fx.passes.find_residuals import find_features
 from taylorseer_fx.passes.module_path import common_path, span_path
 from taylorseer_fx.passes.ops import aten, dressed_input, is_heavy, packet, same_shape, tensor_meta
@@ -36,6 +36,7 @@ from taylorseer_fx.passes.regions import (
 Residuals = dict[fx.Node, ResidualAdd]
 
 
+@adds_all_or_nothing
 def find_stack(graph: fx.Graph) -> RegionSet:
     """The stacks of a canonical graph, whose features are the exits of its streams. Entries are added to ``graph``."""
     residuals = {feature.residual.add: feature.residual for feature in find_features(graph)}

@@ -25,7 +25,7 @@ from torch import Tensor, fx
 from torch._inductor.inductor_prims import force_stride_order
 
 from taylorseer_fx.passes.emit import attribute, emitter, graph_fake_mode, graph_module, outputs, placeholder
-from taylorseer_fx.passes.ops import tensor_meta
+from taylorseer_fx.passes.ops import aten, tensor_meta
 
 LONGEST = 6  # features of a link: attention, cross-attention and MLP of two streams
 FEWEST_CALLS = 3
@@ -191,9 +191,13 @@ def _layout(node: fx.Node) -> Any:
     return None if value is None else (value.shape, value.stride(), value.dtype, value.device)
 
 
+# Of these the schema does not tell that they share memory with what they are given.
+_VIEWS_BY_ANOTHER_NAME = (force_stride_order, getitem, aten._unsafe_view.default)
+
+
 def _base(node: fx.Node) -> fx.Node:
     """What ``node`` may be a view of."""
-    while getattr(node.target, "is_view", False) or node.target in (force_stride_order, getitem):
+    while getattr(node.target, "is_view", False) or node.target in _VIEWS_BY_ANOTHER_NAME:
         node = node.all_input_nodes[0]
     return node
 

@@ -20,6 +20,7 @@ from typing import Any
 from torch import fx
 
 from taylorseer_fx.passes.clean_up import has_effect
+from taylorseer_fx.passes.dataflow import live_nodes
 from taylorseer_fx.passes.emit import Emit, emit_window, emitter, graph_fake_mode, graph_module
 from taylorseer_fx.passes.window_rules import Needs, rule_of
 from taylorseer_fx.passes.windows import Window, contains, is_whole, merged, sizes_of, whole
@@ -53,6 +54,12 @@ def demanded(graph: fx.Graph, cut: Collection[fx.Node] = (), gone: Collection[fx
                 for source, part in _needs(node, window):
                     asked.setdefault(source, []).append(part)
     return demands
+
+
+def all_demanded(graph: fx.Graph) -> Demands:
+    """The same, if each node that lives were read whole."""
+    live = live_nodes(graph)
+    return {node: (whole(node),) for node in reversed(graph.nodes) if node in live}
 
 
 def _needs(node: fx.Node, window: Window) -> Needs:

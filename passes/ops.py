@@ -14,9 +14,38 @@ aten = torch.ops.aten
 prims = torch.ops.prims
 
 
-def packet(node: fx.Node) -> Any:
+# Overloads of one operator differ in their arguments, and so in what they do: ``view(shape)`` and ``view(dtype)``. These are the
+# ones that the passes know; a pass that names an operator means no other. An operator that is not here is known in all of them.
+OVERLOADS: dict[Any, frozenset[str]] = {
+    **dict.fromkeys((aten.add, aten.mul, aten.div), frozenset({"Tensor", "Scalar"})),
+    **dict.fromkeys((aten.slice, aten.index), frozenset({"Tensor"})),
+    **dict.fromkeys((aten.select, aten.transpose, aten.unbind), frozenset({"int"})),
+    aten.squeeze: frozenset({"default", "dim", "dims"}),
+    aten.split: frozenset({"Tensor", "sizes"}),
+    aten.where: frozenset({"self"}),
+    aten.mean: frozenset({"default", "dim"}),
+    aten.sum: frozenset({"default", "dim_IntList"}),
+    aten.var_mean: frozenset({"correction"}),
+    **dict.fromkeys((aten.mm, aten.bmm, aten.addmm, aten.baddbmm), frozenset({"default", "dtype"})),
+    **dict.fromkeys(
+        (aten.neg, aten.view, aten.clamp, aten.clamp_min, aten.clamp_max, aten.sin, aten.cos, aten.copy_),
+        frozenset({"default"}),
+    ),
+}
+
+
+def any_overload(node: fx.Node) -> Any:
     """The operator without its overload (``aten.add`` for ``aten.add.Tensor``), or the bare target."""
     return getattr(node.target, "overloadpacket", node.target)
+
+
+def packet(node: fx.Node) -> Any:
+    """As ``any_overload``, but an overload whose arguments are others than the passes know (``OVERLOADS``) stands for itself, so
+    that no pass takes it for the operator it is named after.
+    """
+    whole = any_overload(node)
+    known = OVERLOADS.get(whole)
+    return whole if known is None or getattr(node.target, "_overloadname", "") in known else node.target
 
 
 def _packets(namespace: Any, names: str) -> frozenset[Any]:
@@ -27,7 +56,8 @@ def _packets(namespace: Any, names: str) -> frozenset[Any]:
 # Attention in one operator: queries, keys and values are its first three arguments.
 FUSED_ATTENTION = _packets(
     aten,
-    "scaled_dot_product_attention _scaled_dot_product_attention_math _scaled_dot_product_flash_attention "
+    "scaled_dot_product_attention _scaled_dot_product_attention_math _scaled_dot_product_attention_math_for_mps "
+    "_scaled_dot_product_flash_attention "
     "_scaled_dot_product_flash_attention_for_cpu _scaled_dot_product_efficient_attention _scaled_dot_product_cudnn_attention "
     "_scaled_dot_product_fused_attention_overrideable _flash_attention_forward _efficient_attention_forward "
     "_cudnn_attention_forward",
@@ -35,11 +65,28 @@ FUSED_ATTENTION = _packets(
 
 # Layers in one operator: attention, and the MLP and the residual adds around both.
 FUSED_LAYERS = _packets(aten, "_transformer_encoder_layer_fwd _native_multi_head_attention")
+# Products with weights of fewer bits; torch's FLOP counter knows none of them.
+QUANTISED_PRODUCTS = _packets(
+    aten,
+    "_int_mm _scaled_mm_v2 _weight_int8pack_mm _weight_int4pack_mm _weight_int4pack_mm_for_cpu "
+    "_weight_int4pack_mm_with_scales_and_zeros _dyn_quant_matmul_4bit _mixed_dtypes_linear",
+)
 
 # Contractions of two operands; the tuple gives the positions of those operands.
 CONTRACTION_OPERANDS: dict[Any, tuple[int, int]] = {
-    **dict.fromkeys(_packets(aten, "mm bmm mv dot matmul linear _int_mm _scaled_mm convolution _weight_int8pack_mm"), (0, 1)),
-    **dict.fromkeys(_packets(aten, "addmm baddbmm addmv addbmm"), (1, 2)),
+    **dict.fromkeys(QUANTISED_PRODUCTS, (0, 1)),
+    **dict.fromkeys(
+        _packets(
+            aten,
+            "mm bmm mv dot matmul linear convolution _convolution convolution_overrideable cudnn_convolution "
+            "_slow_conv2d_forward _scaled_mm _grouped_mm _scaled_grouped_mm _scaled_grouped_mm_v2 _cslt_sparse_mm "
+            "_sparse_semi_structured_linear",
+        ),
+        (0, 1),
+    ),
+    **dict.fromkeys(_packets(aten, "addmm baddbmm addmv addbmm _addmm_activation"), (1, 2)),
+    **dict.fromkeys(_packets(aten, "_sparse_semi_structured_mm"), (0, 2)),
+    **dict.fromkeys(_packets(aten, "_sparse_semi_structured_addmm"), (1, 3)),
 }
 
 # Operators that change how a tensor looks and not what it says: the stream behind them is the same stream.
@@ -74,12 +121,13 @@ def is_heavy(node: fx.Node) -> bool:
     """Does this node do the arithmetic that forecasting saves: a matrix product, a convolution, attention, or an opaque op?"""
     if node.op != "call_function":
         return False
-    return packet(node) in CONTRACTION_OPERANDS or packet(node) in FUSED_ATTENTION | FUSED_LAYERS or is_opaque(node)
+    whole = any_overload(node)  # whatever else the overload takes, it is work
+    return whole in CONTRACTION_OPERANDS or whole in FUSED_ATTENTION | FUSED_LAYERS or is_opaque(node)
 
 
 def contraction_operands(node: fx.Node) -> tuple[fx.Node, ...]:
     """The operands that a heavy node multiplies with one another (every tensor it reads, where the operator is opaque)."""
-    positions = CONTRACTION_OPERANDS.get(packet(node))
+    positions = CONTRACTION_OPERANDS.get(any_overload(node))
     if positions is None:
         return tuple(node.all_input_nodes)
     return tuple(arg for arg in (node.args[i] for i in positions) if isinstance(arg, fx.Node))

@@ -18,7 +18,7 @@ from torch._inductor.inductor_prims import force_stride_order
 from torch._prims_common import get_computation_dtype
 
 from taylorseer_fx.passes.clean_up import eliminate_dead_code
-from taylorseer_fx.passes.emit import Emit, cast, emitter, graph_fake_mode, graph_module
+from taylorseer_fx.passes.emit import Emit, cast, copied, emitter, graph_fake_mode
 from taylorseer_fx.passes.ops import aten, tensor_meta
 
 ROWS = range(1, 5)
@@ -26,8 +26,8 @@ ROWS = range(1, 5)
 
 def sum_few_rows(gm: fx.GraphModule) -> fx.GraphModule:
     """A new graph, to be compiled by Inductor, with the products of ``gm`` rewritten."""
-    graph = fx.Graph()
-    graph.output(graph.graph_copy(gm.graph, {})).meta.update(gm.graph.output_node().meta)
+    copy = copied(gm)
+    graph = copy.graph
     emit = emitter(graph, graph_fake_mode(graph))
     products = [node for op in (aten.addmm.default, aten.mm.default) for node in graph.find_nodes(op="call_function", target=op)]
     for node in products:
@@ -38,7 +38,7 @@ def sum_few_rows(gm: fx.GraphModule) -> fx.GraphModule:
             node.replace_all_uses_with(rewritten)
             graph.erase_node(node)
     eliminate_dead_code(graph)
-    return graph_module(gm, graph, type(gm).__name__)
+    return copy
 
 
 def _has_few_rows(node: fx.Node) -> bool:

@@ -31,9 +31,9 @@ class Traffic:
     floor: int
 
 
-def count_traffic(graph: fx.Graph) -> Traffic:
-    """The bytes that ``graph`` moves."""
-    demands = demanded(graph)
+def count_traffic(graph: fx.Graph, demands: Demands | None = None) -> Traffic:
+    """The bytes that ``graph`` moves; ``demands``: what is read of each node, where that is known."""
+    demands = demanded(graph) if demands is None else demands
     stores = [node for node in demands if packet(node) is aten.copy_]
     results = {_origin(node) for node in outputs(graph) if isinstance(node, fx.Node)}
     barriers = [node for node in demands if _is_barrier(node)]
@@ -69,7 +69,8 @@ def _origin(node: fx.Node) -> fx.Node:
 
 
 def _is_view(node: fx.Node) -> bool:
-    return node.target is operator.getitem or (dressed_input(node) is not None and packet(node) not in _COMPUTED)
+    is_dress = dressed_input(node) is not None and packet(node) not in _COMPUTED
+    return node.target is operator.getitem or is_dress or bool(getattr(node.target, "is_view", False))
 
 
 # Dress that is an elementwise operator all the same.

@@ -12,7 +12,7 @@ Sizes are compared as integers: a rule does not apply where a symbolic size deci
 """
 
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
@@ -62,6 +62,11 @@ def _is_one(size: int | SymInt) -> bool:
 
 def _ndim(node: fx.Node) -> int:
     return len(sizes_of(node))
+
+
+def _dims(given: int | Iterable[int], ndim: int) -> set[int]:
+    """The dimensions ``given``, counted from the front. A tensor without any takes 0 and -1 for one all the same."""
+    return {dim % ndim for dim in ([given] if isinstance(given, int) else given)} if ndim else set()
 
 
 def _broadcast(window: Window, sizes: Sequence[int | SymInt], source: fx.Node) -> Window:
@@ -166,8 +171,9 @@ def _permuted(node: fx.Node) -> Sequence[int]:
 
 def _transposed(node: fx.Node) -> Sequence[int]:
     dims = list(range(_ndim(node)))
-    a, b = _arg(node, 1, 0), _arg(node, 2, -1)
-    dims[a], dims[b] = dims[b], dims[a]
+    if len(dims) > 1:
+        a, b = _arg(node, 1, 0), _arg(node, 2, -1)
+        dims[a], dims[b] = dims[b], dims[a]
     return dims
 
 
@@ -183,8 +189,7 @@ def _squeezed(node: fx.Node) -> Sequence[int]:
 
 def _squeezed_away(node: fx.Node) -> list[int]:
     sizes = sizes_of(node.all_input_nodes[0])
-    given = _arg(node, 1, range(len(sizes)))
-    gone = {dim % len(sizes) for dim in ([given] if isinstance(given, int) else given)}
+    gone = _dims(_arg(node, 1, range(len(sizes))), len(sizes))
     return [dim for dim, size in enumerate(sizes) if dim in gone and _is_one(size)]
 
 
@@ -252,6 +257,8 @@ def _where_sizes_are_known(needs: Callable[[fx.Node, Window], Needs | None]) -> 
 
 
 def _cat(node: fx.Node, window: Window) -> Needs | None:
+    if any(_ndim(source) != _ndim(node) for source in _arg(node, 0)):
+        return None  # nothing, [0], may be concatenated with anything
     dim = _cat_dim(node)
     part = window[dim]
     if part is None:
@@ -306,7 +313,8 @@ def _matmul(node: fx.Node, window: Window) -> Needs | None:
 
 
 def _build_matmul(emit: Emit, node: fx.Node, _window: Window, inputs: list[fx.Node]) -> fx.Node:
-    return emit(node.target, *inputs, **node.kwargs)  # not by operand, since one may be both
+    given = iter(inputs)  # in the place of each operand, not by operand, since one may be both; a dtype may follow
+    return emit(node.target, *(next(given) if isinstance(arg, fx.Node) else arg for arg in node.args), **node.kwargs)
 
 
 # Reductions, padding -----------------------------------------------------------------------------------------------------
@@ -315,9 +323,9 @@ def _build_matmul(emit: Emit, node: fx.Node, _window: Window, inputs: list[fx.No
 def _reduction(node: fx.Node, window: Window) -> Needs | None:
     """Of a reduction that keeps its dimensions; ``window`` is that of each of its results."""
     source, given = node.all_input_nodes[0], _arg(node, 1)
-    if given is None or not _arg(node, 2, node.kwargs.get("keepdim", False)) or len(node.all_input_nodes) != 1:
-        return None
-    dims = {dim % _ndim(source) for dim in ([given] if isinstance(given, int) else given)}
+    if given in (None, []) or not _arg(node, 2, node.kwargs.get("keepdim", False)) or len(node.all_input_nodes) != 1:
+        return None  # without dimensions: everything is one
+    dims = _dims(given, _ndim(source))
     return [(source, tuple(None if dim in dims else part for dim, part in enumerate(window)))]
 
 

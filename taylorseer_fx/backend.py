@@ -216,12 +216,12 @@ class TaylorSeerBackend:
             "is_part": origin.is_part,
             "registered": registered_names(),
         }
-        result = run_passes(traced, **arguments)
+        result = run_passes(traced, **arguments, notify=self._notify)
         numbers = count_if_possible(result, config.storage)  # before Inductor works in the graphs
         compile_graph = self._compiler(compile_graph)
 
         def kept_passes() -> Passes:
-            stored = StoredPasses.of(traced, arguments) if tag is not None else None
+            stored = StoredPasses.of(traced, arguments) if tag is not None and result.is_complete else None
             return stored or KeptPasses(PlainGraph.of(traced), arguments)
 
         layout, dtype = None, None

@@ -17,8 +17,10 @@ from taylorseer_fx.compile import GraphBreak
 from taylorseer_fx.config import BackendConfig
 from taylorseer_fx.errors import ConfigError, TaylorSeerWarning
 from taylorseer_fx.passes.emit import graph_fake_mode
+from taylorseer_fx.passes.failures import failure_report
 from taylorseer_fx.passes.find_kept import num_buffer_bytes
 from taylorseer_fx.passes.flops import count_flops
+from taylorseer_fx.passes.narrow import all_demanded
 from taylorseer_fx.passes.pipeline import PassResult, StageRecord, count_ops
 from taylorseer_fx.passes.regions import Region, Rejected
 from taylorseer_fx.passes.specialize import StepKind
@@ -148,7 +150,8 @@ class Report(GraphNumbers):
 
     def _passes(self) -> str:
         rows = [(stage.name, str(stage.num_ops), f"{stage.duration_ms:.1f}") for stage in self.stages]
-        return format_table(("pass", "ops", "ms"), rows, right=(1, 2))
+        left_out = [f"left out: {stage.name} ({stage.left_out})" for stage in self.stages if stage.left_out]
+        return "\n".join([format_table(("pass", "ops", "ms"), rows, right=(1, 2)), *left_out])
 
     def _regions(self) -> str:
         if not self.regions:
@@ -273,7 +276,7 @@ def count(result: PassResult, storage: Storage) -> GraphNumbers:
         granularity=result.granularity,
         num_ops={name: count_ops(gm.graph) for name, gm in graphs.items()},
         flops={name: count_flops(gm.graph) for name, gm in graphs.items()},
-        traffic={name: count_traffic(gm.graph) for name, gm in graphs.items()},
+        traffic={name: _traffic(name, gm) for name, gm in graphs.items()},
         time_inputs=tuple(_input_text(inputs[i]) for i in result.inputs.time),
     )
 
@@ -286,6 +289,16 @@ def _step_graphs(result: PassResult) -> dict[str, fx.GraphModule]:
 def _named_graphs(result: PassResult) -> dict[str, fx.GraphModule]:
     guarded = {"guarded": result.guarded.gm} if result.guarded else {}
     return {"canonical": result.canonical, **guarded, **_step_graphs(result)}
+
+
+def _traffic(name: str, gm: fx.GraphModule) -> Traffic:
+    """The bytes that a graph moves. A report must not fail over them: at worst they are those of reading everything whole."""
+    try:
+        return count_traffic(gm.graph)
+    except Exception as error:
+        price = f"the bytes that explain() tells of the {name} step are too many"
+        warnings.warn(f"taylorseer_fx: {failure_report('traffic', error, price)}", TaylorSeerWarning, stacklevel=2)
+        return count_traffic(gm.graph, all_demanded(gm.graph))
 
 
 def _describe_region(region: Region, storage: Storage) -> RegionInfo:

@@ -3,6 +3,7 @@
 Tracing a full-size model takes most of the time, so ``plan_each`` counts any number of settings on one trace.
 """
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -14,11 +15,12 @@ from torch import Tensor, fx, nn
 from taylorseer_fx.cache import KeptPasses
 from taylorseer_fx.compile import CompileGraph, trace_and_compile
 from taylorseer_fx.config import BackendConfig
-from taylorseer_fx.errors import ConfigError, NoRegionsError
+from taylorseer_fx.errors import ConfigError, NoRegionsError, TaylorSeerWarning
 from taylorseer_fx.explain import CompiledGraph, FeatureInfo, RegionInfo, Report, count, describe_graph
 from taylorseer_fx.passes.emit import outputs
 from taylorseer_fx.passes.pipeline import run_passes
 from taylorseer_fx.passes.plain_graph import PlainGraph
+from taylorseer_fx.passes.residual_ops import registered_names
 from taylorseer_fx.runtime.dispatch import BoxedCallable
 from taylorseer_fx.text import format_bytes, format_flops
 
@@ -157,12 +159,17 @@ class _Recorder:
     ) -> BoxedCallable:
         plain, static_inputs = PlainGraph.of(traced), tuple(static_inputs)
         for config, reports in zip(self.configs, self.reports, strict=True):
-            result = run_passes(traced, static_inputs, config.storage, config.selection)
+            result = run_passes(traced, static_inputs, config.storage, config.selection, notify=_warn)
             if result.guarded is not None:
                 arguments = {"static_inputs": static_inputs, "storage": config.storage, "selection": config.selection}
+                arguments["registered"] = registered_names()
                 counted = CompiledGraph(KeptPasses(plain, arguments), count(result, config.storage))
                 reports.append(describe_graph(counted, config))
         return _Outputs(fx.map_arg(outputs(traced.graph), lambda node: node.meta["val"]))
+
+
+def _warn(_topic: str, message: str) -> None:
+    warnings.warn(f"taylorseer_fx: {message}", TaylorSeerWarning, stacklevel=2)
 
 
 @dataclass(frozen=True)

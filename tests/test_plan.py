@@ -271,9 +271,9 @@ class RecordPasses:
         self.original = original
         self.traced: tuple[Any, ...] = ()
 
-    def __call__(self, *args: Any) -> Any:
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
         self.traced = args[:2]
-        return self.original(*args)
+        return self.original(*args, **kwargs)
 
     def again(self, **settings: Any) -> GraphNumbers:
         config = BackendConfig(**settings)

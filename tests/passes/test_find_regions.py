@@ -383,6 +383,7 @@ class TestNotARegion:
             pytest.param(lambda m, x, other: m.mlp(x) + other[0, 0], id="bias"),
             pytest.param(lambda m, x, other: x + m.mlp(x).mean(1, keepdim=True), id="broadcast"),
             pytest.param(lambda m, x, other: x + 1.0, id="constant"),
+            pytest.param(lambda m, x, other: x.view(torch.bfloat16)[..., : x.shape[-1]].float() + m.mlp(x), id="its-bits"),
             pytest.param(lambda m, x, other: x + norm(x), id="nothing-heavy"),
             pytest.param(lambda m, x, other: m.mlp(x + other), id="embedding-before"),
             pytest.param(lambda m, x, other: m.attention.proj(x) * m.mlp(x) + other, id="product"),

@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from taylorseer_fx.passes.flops import count_flops, node_flops
 from tests.graphs import hand_made, trace, two_layers
 
-aten = torch.ops.aten
+aten, prims = torch.ops.aten, torch.ops.prims
 
 
 def counted_eagerly(model: nn.Module, *args: Tensor, **kwargs: object) -> int:
@@ -71,6 +71,16 @@ def test_operators(function, shapes):
 def test_two_a_multiply_add():
     """3x4 times 4x5: 3 * 4 * 5 multiply-adds."""
     assert count_flops(hand_made(lambda emit, a, b: [emit(aten.mm.default, a, b)], (3, 4), (4, 5)).graph) == 2 * 3 * 4 * 5
+
+
+def test_quantised_products_count_as_any():
+    """Torch has no formula for them, and a model that it counts nothing of would seem to leave nothing to save."""
+
+    def build(emit, a, b):
+        quantised = (emit(prims.convert_element_type.default, x, torch.int8) for x in (a, b))
+        return [emit(aten._int_mm.default, *quantised)]
+
+    assert count_flops(hand_made(build, (32, 16), (16, 8)).graph) == 2 * 32 * 16 * 8
 
 
 def test_elementwise_work_counts_nothing():

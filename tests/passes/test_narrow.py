@@ -389,6 +389,47 @@ def _product_and_bias(emit: Callable[..., fx.Node], x: fx.Node, y: fx.Node) -> f
     return emit(aten.tanh.default, emit(aten.addmm.default, bias, y, rows(emit, x, 2, 2 + WIDTH)))
 
 
+class Packed(nn.Module):
+    """A linear layer whose weight lies in bytes, a scale of two before every four numbers; the second half of it is read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        scales = torch.tensor([0.5, 2.0], dtype=torch.float16).repeat(4)[:, None]
+        numbers = torch.arange(-16, 16, dtype=torch.int8).reshape(8, 4)
+        self.register_buffer("blocks", torch.cat([scales.view(torch.uint8), numbers.view(torch.uint8)], 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        scales, numbers = self.blocks.split([2, 4], 1)
+        weight = scales.view(torch.float16).to(x.dtype) * numbers.view(torch.int8)
+        return F.linear(x, weight)[:, 4:]
+
+
+class TestBits(TestCase):
+    def test_packed_weights(self):
+        """What is read of a tensor goes up to where its bits are taken for another dtype, and no further."""
+        traced = trace(Packed(), torch.randn(3, 4))
+        narrowed = narrow(traced.gm)
+        self.assertExpectedInline(
+            render(narrowed),
+            """\
+%arg0_1 : uint8[8, 6]
+%arg1_1 : float32[3, 4]
+%slice = slice(%arg0_1, 1, 0, 2) : uint8[8, 2]
+%slice1 = slice(%arg0_1, 1, 2, 6) : uint8[8, 4]
+%view = view(%slice, float16) : float16[8, 1]
+%slice2 = slice(%view, 0, 4, 8) : float16[4, 1]
+%convert_element_type = convert_element_type(%slice2, float32) : float32[4, 1]
+%view1 = view(%slice1, int8) : int8[8, 4]
+%slice3 = slice(%view1, 0, 4, 8) : int8[4, 4]
+%mul = mul(%convert_element_type, %slice3) : float32[4, 4]
+%permute = permute(%mul, [1, 0]) : float32[4, 4]
+%mm = mm(%arg1_1, %permute) : float32[3, 4]
+return (%mm)""",
+        )
+        (expected,), (got,) = traced.gm(*traced.real_inputs), narrowed(*traced.real_inputs)
+        torch.testing.assert_close(got, expected)
+
+
 # Each takes two tensors of 6 x 4 and gives one. A tanh follows whatever multiplies: a chain of them must neither overflow, for
 # then both graphs give nan, nor make a large error of a rounding.
 STEPS: dict[str, Callable[..., fx.Node]] = {

@@ -50,6 +50,19 @@ class TestByHand:
 
         assert counted(build, (3, 5), (3, 5)) == Traffic(read=2 * X, written=X, floor=3 * X)
 
+    def test_bits_are_read_as_what_they_are(self):
+        """A view of a weight as another dtype moves nothing: the product reads the bytes of the weight, and nothing is written
+        but the product.
+        """
+
+        def build(emit, x, weight):
+            return [emit(aten.mm.default, x, emit(aten.view.dtype, weight, torch.int32))]
+
+        def of_integers(emit, x, weight):
+            return build(emit, emit(aten.view.dtype, x, torch.int32), weight)
+
+        assert counted(of_integers, (3, 5), (5, 5)) == Traffic(read=X + W, written=X, floor=X + W + X)
+
     def test_each_product_reads_for_itself(self):
         """Three projections of one tensor read it three times; a product with itself once."""
 
