@@ -28,7 +28,7 @@ class Reason(enum.Enum):
 
     NEEDED_ELSEWHERE = "all of its heavy operators also feed something that is not forecast"
     NOT_FLOATING = "its feature is not a real floating-point tensor, so it has no Taylor polynomial"
-    BEYOND_BREAK = "a graph break lies between its work and its residual add, which fullgraph=True may avoid"
+    BEYOND_BREAK = "a graph break lies between its work and its residual add, which are in different graphs"
     CYCLE = "one of its features is needed to compute another, so they cannot be forecast as one"
 
 

@@ -50,8 +50,8 @@ class Schedule:
         assert self.full_steps is not None
         rate = "every step" if self._last_gap == 1 else f"one step in {self._last_gap}"
         return (
-            f"the run came to step {step}, but full_steps ends at {self.full_steps[-1]}: the list seems to be meant for a shorter "
-            f"run. From here on {rate} is executed, which is the list's last gap. Give full_steps for the length of this run, or "
+            f"the run came to step {step}, but full_steps ends at {self.full_steps[-1]}: it seems to be meant for a shorter run. "
+            f"From here on {rate} is executed, which is the list's last gap. Give full_steps for the length of this run, or "
             "interval and warmup, which suit any length."
         )
 
@@ -62,8 +62,8 @@ class Schedule:
             return ""
         cause = f"the warm-up takes {self.warmup}" if self.full_steps is None else "full_steps names them all"
         return (
-            f"a run of {num_steps} steps forecasts nothing: {cause}, so that every step is executed. For a model of few steps give "
-            f"a smaller warmup, or the steps to execute: full_steps=[0, ...] with some of 1 to {num_steps - 1} left out."
+            f"a run of {num_steps} steps forecasts nothing: {cause}, so that every step is executed. For a model of few steps "
+            f"give a smaller warmup, or the steps to execute: full_steps=[0, ...] with some of 1 to {num_steps - 1} left out."
         )
 
     def full_steps_of(self, num_steps: int) -> list[int]:

@@ -15,10 +15,8 @@ from taylorseer_fx.attach import Attachments
 from taylorseer_fx.cache import CompiledSteps, StepCode, StoredPasses, VariantCode, arriving, cache_tag
 from taylorseer_fx.compile import (
     CompileGraph,
-    GraphBreak,
     compile_variant,
     compile_variants,
-    graph_break_after,
     is_called_from_python,
     kernels_awaited_at_the_end,
     make_eager,
@@ -27,6 +25,8 @@ from taylorseer_fx.compile import (
 from taylorseer_fx.config import BackendConfig
 from taylorseer_fx.errors import ConfigError, NoRegionsError, TaylorSeerWarning
 from taylorseer_fx.explain import CompiledGraph, Report, describe_model
+from taylorseer_fx.graph_breaks import GraphBreak, graph_break_after
+from taylorseer_fx.messages import broken, nothing_to_forecast
 from taylorseer_fx.passes.find_kept import num_buffer_bytes
 from taylorseer_fx.passes.pipeline import PassResult, run_passes
 from taylorseer_fx.passes.regions import RegionSet
@@ -278,14 +278,17 @@ class TaylorSeerBackend:
 
     def _must_have_regions(self, found: RegionSet, origin: GraphOrigin) -> None:
         if self.config.on_no_regions == "error" and not origin.is_part and origin.graph_break is None:
-            raise NoRegionsError(_nothing(found) + 'Pass on_no_regions="warn" to compile such graphs as torch.compile would.')
+            raise NoRegionsError(
+                nothing_to_forecast(found) + 'Pass on_no_regions="warn" to compile such graphs as torch.compile would.'
+            )
 
     def _no_regions(self, found: RegionSet, origin: GraphOrigin) -> None:
         if origin.is_part or origin.graph_break is not None:
             self._rejected(found)
-            self._notify("graph breaks", _BROKEN + (f" First break: {origin.graph_break}." if origin.graph_break else ""))
+            breaks = (entry.graph_break for entry in self._graphs if entry.graph_break is not None)
+            self._notify("graph breaks", broken(next(breaks, origin.graph_break)))
         else:
-            self._notify("no regions", _nothing(found) + "Compiled as plain torch.compile would.")
+            self._notify("no regions", nothing_to_forecast(found) + "Compiled as plain torch.compile would.")
 
     def _over_budget(self, result: PassResult) -> str:
         """What to say where modules were too much for the memory budget."""
@@ -309,21 +312,6 @@ class TaylorSeerBackend:
         if topic not in self._said:
             self._said.add(topic)
             warnings.warn(f"taylorseer_fx: {message}", TaylorSeerWarning, stacklevel=2)
-
-
-def _nothing(found: RegionSet) -> str:
-    rejected = "".join(f"\n  {entry}" for entry in found.rejected)
-    return (
-        "no attention or MLP to forecast in this graph. Looked for residual adds `x + f(x)`, with or without a gate, where "
-        f"f contains a matrix product, a convolution or attention; found {found.num_heavy} such operators and "
-        f"{found.num_residual_adds} residual adds{', none of which can be forecast:' + rejected if rejected else ''}. "
-    )
-
-
-_BROKEN = (
-    "the model does not compile to one graph, and a part of it holds nothing to forecast. explain() lists the parts; "
-    "torch.compile(fullgraph=True) often makes one graph of them, or says what is in the way."
-)
 
 
 def taylorseer_backend(

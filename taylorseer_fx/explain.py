@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, fx
 
 from taylorseer_fx.cache import StoredPasses
-from taylorseer_fx.compile import GraphBreak
 from taylorseer_fx.config import BackendConfig
 from taylorseer_fx.errors import ConfigError
+from taylorseer_fx.graph_breaks import GraphBreak
 from taylorseer_fx.passes.find_kept import num_buffer_bytes
 from taylorseer_fx.passes.flops import count_flops
 from taylorseer_fx.passes.pipeline import PassResult, StageRecord, count_ops
@@ -56,6 +56,7 @@ class GraphSummary:
     takes_time: bool
     num_layers: int
     ends_at: str
+    advice: str = ""
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,8 @@ class Report:
             for i, entry in enumerate(self.graphs)
         ]
         header = ("graph", "regions", "features", "forecast/full", "timestep", "layers", "ends at")
-        return format_table(header, rows, right=(1, 2, 3, 5))
+        advice = dict.fromkeys(f"to avoid such a break: {entry.advice}" for entry in self.graphs if entry.advice)
+        return "\n".join([format_table(header, rows, right=(1, 2, 3, 5)), *advice])
 
     def _passes(self) -> str:
         rows = [(stage.name, str(stage.num_ops), f"{stage.duration_ms:.1f}") for stage in self.stages]
@@ -193,6 +195,7 @@ def _summarize(result: PassResult, num_layers: int, graph_break: GraphBreak | No
         takes_time=bool(result.time_inputs),
         num_layers=num_layers,
         ends_at=str(graph_break or "return"),
+        advice=graph_break.advice if graph_break is not None else "",
     )
 
 

@@ -84,7 +84,7 @@ def test_forecasting_takes_place():
     assert backend.stats().forecast_calls == sum(differs) > NUM_STEPS / 2
 
 
-@pytest.mark.parametrize("settings", [{}, {"full_steps": (0, 1, 4, 5, 6, 11)}, {"order": 4, "warmup": 1, "interval": 4}])
+@pytest.mark.parametrize("settings", [{}, {"full_steps": (0, 1, 4, 5, 6, 11, 16, 21)}, {"order": 4, "warmup": 1, "interval": 4}])
 def test_nothing_recompiles(settings):
     """One Dynamo graph, no graph break, two compiles: orders forming, uneven gaps, streams, steps and lengths are data."""
     if "full_steps" in settings:
