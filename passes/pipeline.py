@@ -7,6 +7,7 @@ through ``trace_structured`` (``TORCH_TRACE=dir``, read with tlparse). A stage t
 import gc
 import logging
 import time
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -15,6 +16,7 @@ from typing import TypeVar
 from torch import fx
 from torch._logging._internal import trace_structured
 
+from taylorseer_fx.errors import PassError
 from taylorseer_fx.passes.canonicalize import canonicalize
 from taylorseer_fx.passes.clean_up import Variant, clean_up
 from taylorseer_fx.passes.find_cut_branches import find_arriving_branches, find_leaving_branches
@@ -24,6 +26,7 @@ from taylorseer_fx.passes.find_stack import find_stack
 from taylorseer_fx.passes.fold_repeats import fold_repeats
 from taylorseer_fx.passes.guard_regions import GuardedGraph, guard_regions
 from taylorseer_fx.passes.narrow import narrow
+from taylorseer_fx.passes.near_misses import with_near_misses
 from taylorseer_fx.passes.regions import RegionSet
 from taylorseer_fx.passes.specialize import StepKind, specialize
 from taylorseer_fx.passes.sum_few_rows import sum_few_rows
@@ -32,10 +35,6 @@ from taylorseer_fx.passes.time_inputs import find_time_inputs
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
-
-
-class PassError(RuntimeError):
-    """A pass failed; the message names it and the passes that ran before, the cause is chained."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +86,9 @@ class _Stages:
             result = stage()
         except Exception as error:
             before = ", ".join(record.name for record in self.records) or "none"
-            raise PassError(f"taylorseer_fx pass {name!r} failed: {error} (passes that ran before it: {before})") from error
+            failure = PassError(f"taylorseer_fx pass {name!r} failed: {error} (passes that ran before it: {before})")
+            failure.add_note("".join(traceback.format_exception(error)))  # Dynamo takes the cause off
+            raise failure from error
         gm = graph_of(result)
         duration_ms = (time.perf_counter() - started) * 1e3
         self.records.append(StageRecord(name, count_ops(gm.graph), duration_ms))
@@ -152,6 +153,8 @@ def run_passes(
     leaving = find_leaving_branches(canonical.graph, parameters, found, graph_break) if graph_break is not None else ()
     arriving = find_arriving_branches(canonical.graph, parameters, found) if is_part else ()
     found = replace(found, rejected=(*found.rejected, *leaving, *arriving))
+    if not found.regions:
+        found = with_near_misses(found, canonical.graph, parameters)
     time_inputs = find_time_inputs(canonical.graph, parameters)
     weight_input = _telling_weight(placeholders, static_inputs, found)
     about = (canonical, found, granularity, module_bytes, time_inputs, weight_input)

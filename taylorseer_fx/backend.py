@@ -23,10 +23,10 @@ from taylorseer_fx.compile import (
     trace_and_compile,
 )
 from taylorseer_fx.config import BackendConfig
-from taylorseer_fx.errors import ConfigError, NoRegionsError, TaylorSeerWarning
+from taylorseer_fx.errors import ConfigError, NoRegionsError, NothingCompiledError, TaylorSeerWarning
 from taylorseer_fx.explain import CompiledGraph, Report, describe_model
 from taylorseer_fx.graph_breaks import GraphBreak, graph_break_after
-from taylorseer_fx.messages import broken, nothing_to_forecast
+from taylorseer_fx.messages import GRADIENTS, broken, mode_in_options, nothing_compiled, nothing_to_forecast, where_to_put
 from taylorseer_fx.passes.find_kept import num_buffer_bytes
 from taylorseer_fx.passes.pipeline import PassResult, run_passes
 from taylorseer_fx.passes.regions import RegionSet
@@ -83,17 +83,15 @@ class TaylorSeerBackend:
             self._runtime.capture_with(graph_api if graph_api is not None else CudaGraphApi())
         self._attachments = Attachments(self._runtime)
         self._graphs: list[CompiledGraph] = []
+        self._num_plain = 0  # graphs left alone for their gradients
 
     def __call__(self, gm: fx.GraphModule, example_inputs: Sequence[Any], **kwargs: Any) -> Callable[..., Any]:
         """Compile one Dynamo graph. Called by ``torch.compile``, not by you."""
         if kwargs:
-            raise ConfigError("torch.compile", "called without mode and options", kwargs, "Give them to taylorseer_backend.")
+            raise ConfigError("torch.compile", "called without mode and options", kwargs, where_to_put(kwargs))
         if torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in example_inputs):
-            self._notify(
-                "gradients",
-                "gradients are enabled and some inputs or parameters require them, so this graph is compiled as plain "
-                "torch.compile would and nothing is forecast. Call the model under torch.no_grad() or torch.inference_mode().",
-            )
+            self._num_plain += 1
+            self._notify("gradients", GRADIENTS)
             return self._compile_plain(gm, example_inputs)
         origin = GraphOrigin(graph_break_after(gm), is_part=bool(self._graphs) or is_called_from_python())
         tag = cache_tag(gm, self.config, origin.graph_break, origin.is_part)
@@ -156,10 +154,14 @@ class TaylorSeerBackend:
             graph: its number, from 0 in the order of compilation, or from the end if negative; None: the newest with regions.
 
         Raises:
-            RuntimeError: nothing was compiled yet.
+            NothingCompiledError: nothing was compiled yet, or with gradients enabled, which are not ours to compile.
+            ConfigError: there is no graph of that number.
         """
         if not self._graphs:
-            raise RuntimeError("explain() tells about a compiled graph: call the compiled model once first")
+            raise NothingCompiledError(nothing_compiled(self._num_plain))
+        count = len(self._graphs)
+        if graph is not None and (isinstance(graph, bool) or not isinstance(graph, int) or not -count <= graph < count):
+            raise ConfigError("graph", f"None or an int of {-count} to {count - 1}", graph, f"There are {count} graphs.")
         if graph is None:
             graph = max((i for i, entry in enumerate(self._graphs) if entry.result.found.regions), default=-1)
         graph_of_place = {role: state.layout[0] for (_, role), state in self._runtime.states.items()}
@@ -278,9 +280,8 @@ class TaylorSeerBackend:
 
     def _must_have_regions(self, found: RegionSet, origin: GraphOrigin) -> None:
         if self.config.on_no_regions == "error" and not origin.is_part and origin.graph_break is None:
-            raise NoRegionsError(
-                nothing_to_forecast(found) + 'Pass on_no_regions="warn" to compile such graphs as torch.compile would.'
-            )
+            hint = 'Pass on_no_regions="warn" to compile such graphs as torch.compile would.'
+            raise NoRegionsError(f"{nothing_to_forecast(found)}\n{hint}")
 
     def _no_regions(self, found: RegionSet, origin: GraphOrigin) -> None:
         if origin.is_part or origin.graph_break is not None:
@@ -288,7 +289,7 @@ class TaylorSeerBackend:
             breaks = (entry.graph_break for entry in self._graphs if entry.graph_break is not None)
             self._notify("graph breaks", broken(next(breaks, origin.graph_break)))
         else:
-            self._notify("no regions", nothing_to_forecast(found) + "Compiled as plain torch.compile would.")
+            self._notify("no regions", nothing_to_forecast(found) + "\nCompiled as plain torch.compile would.")
 
     def _over_budget(self, result: PassResult) -> str:
         """What to say where modules were too much for the memory budget."""
@@ -355,6 +356,9 @@ def taylorseer_backend(
 
     Raises:
         ConfigError: an argument is wrong; it names the argument, what it may be and what it got.
+
+    The compiled model's first call raises ``NoRegionsError`` where there is nothing to forecast; all errors of this package are
+    ``TaylorSeerError`` and arrive as they are, not as ``torch._dynamo.exc.BackendCompilerFailed``.
     """
     steps: Any = full_steps
     return TaylorSeerBackend(
@@ -386,5 +390,6 @@ def taylorseer(
         ConfigError: an option is unknown or wrong, or ``mode`` is given.
     """
     if mode is not None:
-        raise ConfigError("mode", "left out", mode, "Pass Inductor's settings as options={'compiler_options': {...}}.")
+        hint = f"{mode_in_options(mode)} Pass Inductor's as options={{'compiler_options': {{...}}}}."
+        raise ConfigError("mode", "left out", mode, hint)
     return TaylorSeerBackend(BackendConfig.from_options(options or {}))(gm, example_inputs)
