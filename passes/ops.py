@@ -39,6 +39,9 @@ CONTRACTION_OPERANDS: dict[Any, tuple[int, int]] = {
     **dict.fromkeys(_packets(aten, "addmm baddbmm addmv addbmm"), (1, 2)),
 }
 
+# Fourier transforms mix tokens as attention does, with no weight and no second operand; their FLOPs are not counted.
+FOURIER = _packets(aten, "_fft_r2c _fft_c2r _fft_c2c")
+
 # Operators that change how a tensor looks and not what it says: the stream behind them is the same stream.
 DRESS = _packets(
     aten,
@@ -68,10 +71,13 @@ def is_opaque(node: fx.Node) -> bool:
 
 
 def is_heavy(node: fx.Node) -> bool:
-    """Does this node do the arithmetic that forecasting saves: a matrix product, a convolution, attention, or an opaque op?"""
+    """Does this node do the arithmetic that forecasting saves: a matrix product, a convolution, attention, a Fourier transform,
+    or an opaque op?
+    """
     if node.op != "call_function":
         return False
-    return packet(node) in CONTRACTION_OPERANDS or packet(node) in FUSED_ATTENTION or is_opaque(node)
+    op = packet(node)
+    return op in CONTRACTION_OPERANDS or op in FUSED_ATTENTION or op in FOURIER or is_opaque(node)
 
 
 def contraction_operands(node: fx.Node) -> tuple[fx.Node, ...]:
