@@ -14,6 +14,7 @@ from taylorseer_fx.graph_breaks import GraphBreak
 from taylorseer_fx.passes.find_kept import num_buffer_bytes
 from taylorseer_fx.passes.flops import count_flops
 from taylorseer_fx.passes.pipeline import PassResult, StageRecord, count_ops
+from taylorseer_fx.passes.read_whole import ReadWhole, find_read_whole
 from taylorseer_fx.passes.regions import Region, Rejected
 from taylorseer_fx.passes.specialize import StepKind
 from taylorseer_fx.passes.taylor import Storage
@@ -22,6 +23,7 @@ from taylorseer_fx.passes.windows import window_text
 from taylorseer_fx.text import format_bytes, format_flops, format_table
 
 SHOWN_STEPS = 50
+SHOWN_READ_WHOLE = 5
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,7 @@ class Report:
     number: int
     graphs: tuple[GraphSummary, ...]
     cuda_graphs: tuple[str, ...]
+    read_whole: tuple[ReadWhole, ...]
     _graphs: dict[str, fx.GraphModule] = field(repr=False)
 
     def graph(self, name: str) -> fx.GraphModule:
@@ -162,11 +165,18 @@ class Report:
             f"ceiling {len(self.schedule) / num_full:.2f}x)",
             f"buffers:       {format_bytes(self.buffer_bytes)} a stream (order {self.order}: {self.order + 1} a feature)",
             f"time inputs:   {', '.join(self.time_inputs) or self._no_time()}",
+            *(f"{'read whole:' if i == 0 else '':14} {line}" for i, line in enumerate(self._read_whole())),
             *(f"{'CUDA graphs:' if i == 0 else '':14} {line}" for i, line in enumerate(self.cuda_graphs)),
         ]
         if len(self.graphs) > 1:
             lines.append(f"graphs:        this is {self.number} of {len(self.graphs)}; explain(graph=i) shows another")
         return "\n".join(lines)
+
+    def _read_whole(self) -> list[str]:
+        """Operators that a forecast step computes whole for a part, the largest."""
+        shown = [f"{entry.op} ({entry.path}), {format_bytes(entry.num_bytes)}" for entry in self.read_whole[:SHOWN_READ_WHOLE]]
+        more = len(self.read_whole) - len(shown)
+        return [*shown, *([f"and {more} more"] if more else [])]
 
     def _step_line(self, name: str) -> str:
         traffic = self.traffic[name]
@@ -230,6 +240,7 @@ def describe_graph(
         number=number,
         graphs=summaries or (_summarize(result, 0, None),),
         cuda_graphs=cuda_graphs,
+        read_whole=find_read_whole(graphs[StepKind.FORECAST.value].graph) if result.variants else (),
         _graphs={"canonical": result.canonical, **({"guarded": result.guarded.gm} if result.guarded else {}), **graphs},
     )
 
