@@ -31,6 +31,7 @@ from taylorseer_fx.passes.find_kept import num_buffer_bytes
 from taylorseer_fx.passes.pipeline import PassResult, run_passes
 from taylorseer_fx.passes.regions import RegionSet
 from taylorseer_fx.passes.specialize import StepKind
+from taylorseer_fx.recompile_limit import text_at_the_limit
 from taylorseer_fx.runtime.buffers import BufferLayout
 from taylorseer_fx.runtime.dispatch import (
     BoxedCallable,
@@ -89,6 +90,8 @@ class TaylorSeerBackend:
         """Compile one Dynamo graph. Called by ``torch.compile``, not by you."""
         if kwargs:
             raise ConfigError("torch.compile", "called without mode and options", kwargs, where_to_put(kwargs))
+        if at_limit := text_at_the_limit():
+            self._notify("recompile limit", at_limit)
         if torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in example_inputs):
             self._num_plain += 1
             self._notify("gradients", GRADIENTS)
