@@ -64,7 +64,7 @@ class TestReplays:
             pytest.param({"order": 0}, 2, id="reuse"),
             pytest.param({"buffer_dtype": torch.float8_e5m2}, 2, id="differences"),
             pytest.param({"granularity": "stack"}, 2 * 3, id="stack"),
-            pytest.param({"order": 1, "interval": 5, "full_steps": (0, 1, 4, 5, 11), "warmup": 3}, 2 * 2, id="uneven"),
+            pytest.param({"order": 1, "interval": 5, "full_steps": (0, 1, 4, 5, 11, 20), "warmup": 3}, 2 * 2, id="uneven"),
         ],
     )
     def test_generations(self, settings, num_captures):
