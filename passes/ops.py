@@ -65,6 +65,7 @@ FUSED_ATTENTION = _packets(
 
 # Layers in one operator: attention, and the MLP and the residual adds around both.
 FUSED_LAYERS = _packets(aten, "_transformer_encoder_layer_fwd _native_multi_head_attention")
+
 # Products with weights of fewer bits; torch's FLOP counter knows none of them.
 QUANTISED_PRODUCTS = _packets(
     aten,
@@ -88,6 +89,9 @@ CONTRACTION_OPERANDS: dict[Any, tuple[int, int]] = {
     **dict.fromkeys(_packets(aten, "_sparse_semi_structured_mm"), (0, 2)),
     **dict.fromkeys(_packets(aten, "_sparse_semi_structured_addmm"), (1, 3)),
 }
+
+# Fourier transforms mix tokens as attention does, with no weight and no second operand; their FLOPs are not counted.
+FOURIER = _packets(aten, "_fft_r2c _fft_c2r _fft_c2c")
 
 # Operators that change how a tensor looks and not what it says: the stream behind them is the same stream.
 DRESS = _packets(
@@ -118,11 +122,13 @@ def is_opaque(node: fx.Node) -> bool:
 
 
 def is_heavy(node: fx.Node) -> bool:
-    """Does this node do the arithmetic that forecasting saves: a matrix product, a convolution, attention, or an opaque op?"""
+    """Does this node do the arithmetic that forecasting saves: a matrix product, a convolution, attention, a Fourier transform,
+    or an opaque op?
+    """
     if node.op != "call_function":
         return False
     whole = any_overload(node)  # whatever else the overload takes, it is work
-    return whole in CONTRACTION_OPERANDS or whole in FUSED_ATTENTION | FUSED_LAYERS or is_opaque(node)
+    return whole in CONTRACTION_OPERANDS or whole in FUSED_ATTENTION | FUSED_LAYERS | FOURIER or is_opaque(node)
 
 
 def contraction_operands(node: fx.Node) -> tuple[fx.Node, ...]:

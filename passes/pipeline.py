@@ -8,6 +8,7 @@ only makes a step leaner (``OPTIONAL``) is left out where there is somebody to t
 import gc
 import logging
 import time
+import traceback
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -17,6 +18,7 @@ from typing import TypeVar
 from torch import fx
 from torch._logging._internal import trace_structured
 
+from taylorseer_fx.errors import PassError
 from taylorseer_fx.passes.call_inputs import CallInputs, sort_inputs
 from taylorseer_fx.passes.canonicalize import canonicalize
 from taylorseer_fx.passes.clean_up import Variant, clean_up
@@ -30,6 +32,7 @@ from taylorseer_fx.passes.find_stack import find_stack
 from taylorseer_fx.passes.fold_repeats import fold_repeats
 from taylorseer_fx.passes.guard_regions import GuardedGraph, guard_regions
 from taylorseer_fx.passes.narrow import narrow
+from taylorseer_fx.passes.near_misses import with_near_misses
 from taylorseer_fx.passes.regions import RegionSet, Rejected
 from taylorseer_fx.passes.specialize import StepKind, specialize
 from taylorseer_fx.passes.sum_few_rows import sum_few_rows
@@ -38,10 +41,6 @@ from taylorseer_fx.passes.taylor import Storage
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 Notify = Callable[[str, str], None]  # of a topic and what to say of it, once
-
-
-class PassError(RuntimeError):
-    """A pass failed; the message names it and the passes that ran before, the cause is chained."""
 
 
 @dataclass(frozen=True)
@@ -127,7 +126,9 @@ class _Stages:
             return stage()
         except Exception as error:
             before = ", ".join(record.name for record in self.records) or "none"
-            raise PassError(f"taylorseer_fx pass {name!r} failed: {error} (passes that ran before it: {before})") from error
+            failure = PassError(f"taylorseer_fx pass {name!r} failed: {error} (passes that ran before it: {before})")
+            failure.add_note("".join(traceback.format_exception(error)))  # Dynamo takes the cause off
+            raise failure from error
 
     @staticmethod
     def _leave_out(name: str, error: BaseException | None, notify: Notify) -> str:
@@ -200,6 +201,8 @@ def run_passes(
     cut = stages.run("find_cut_branches", find_cut, lambda _: canonical, without=lambda: ()) if is_part_of_model else ()
     hidden = stages.checked("find_hidden_adds", lambda: find_hidden_adds(canonical.graph, parameters, found, is_part_of_model))
     found = replace(found, rejected=(*found.rejected, *cut, *hidden))
+    if not found.regions:
+        found = with_near_misses(found, canonical.graph, parameters)
     inputs = stages.checked("sort_inputs", lambda: sort_inputs(canonical.graph, static_inputs, found, is_part_of_model))
     about = (canonical, found, granularity, module_bytes, inputs)
     if not found.regions:

@@ -28,7 +28,7 @@ class Reason(enum.Enum):
 
     NEEDED_ELSEWHERE = "all of its heavy operators also feed something that is not forecast"
     NOT_FLOATING = "its feature is not a real floating-point tensor, so it has no Taylor polynomial"
-    BEYOND_BREAK = "a graph break lies between its work and its residual add, which fullgraph=True may avoid"
+    BEYOND_BREAK = "a graph break lies between its work and its residual add, which are in different graphs"
     OPAQUE = (
         "an operator that cannot be seen into takes and gives a tensor of one shape; if this adds a residual, register it with "
         "taylorseer_fx.register_residual_op"
@@ -101,13 +101,31 @@ class Rejected:
 
 
 @dataclass(frozen=True)
+class NearMiss:
+    """A sum that is no residual add: the module and the line that it was written in, and why it is none."""
+
+    path: str
+    line: str
+    why: str
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.line}: {self.why}"
+
+
+@dataclass(frozen=True)
 class RegionSet:
-    """All regions of one graph, in graph order; valid for that graph only."""
+    """All regions of one graph, in graph order; valid for that graph only.
+
+    Of a graph without any, ``num_heavy`` counts the calls in the model, of which torch took ``num_taken_apart`` to pieces that
+    are not heavy, and ``near_misses`` are the sums that come nearest to a residual add.
+    """
 
     regions: tuple[Region, ...]
     rejected: tuple[Rejected, ...]
     num_residual_adds: int
     num_heavy: int
+    num_taken_apart: int = 0
+    near_misses: tuple[NearMiss, ...] = ()
 
     @property
     def features(self) -> tuple[Feature, ...]:

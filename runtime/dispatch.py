@@ -5,6 +5,7 @@
 Nothing here touches a graph, prints, or, after a stream's first step, allocates.
 """
 
+import sys
 import threading
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
@@ -103,9 +104,21 @@ class Runtime:
     def forget(self, scope_name: str | None, contexts: Collection[str] | None = None) -> None:
         """End the generations of a scope and free their buffers: of all scopes within it, or of the named ``contexts`` there."""
         with self.lock:
+            if sys.exception() is None:  # else the run was broken off
+                for stream in {stream for stream, _ in self.states if _within(stream[0], scope_name, contexts)}:
+                    self.note_end(stream)
             self.clock.forget(lambda name: _within(name, scope_name, contexts))
             self._free(lambda stream, _: _within(stream[0], scope_name, contexts))
             self.swept = {stream: n for stream, n in self.swept.items() if not _within(stream[0], scope_name, contexts)}
+
+    def note_end(self, stream: StreamKey) -> None:
+        """Say so if the generation of ``stream`` that ends was too short for any forecast."""
+        newest = max((state.generation for (key, _), state in self.states.items() if key == stream), default=0)
+        ended = [state for (key, _), state in self.states.items() if key == stream and state.generation == newest]
+        if ended and all(state.first_step == 0 for state in ended):
+            text = self.schedule.all_full_text(1 + max(state.last_used for state in ended))
+            if text:
+                self.notify("all full", text)
 
     def sweep(self, tick: Tick) -> None:
         """Free what a stream kept of earlier generations in places that this one did not come by in its first step, and what it
@@ -227,6 +240,8 @@ class Dispatcher:
 
     def _execute(self, step: int, state: StreamState, args: list[Argument]) -> Sequence[Any]:
         runtime, gap = self._runtime, max(step - state.last_full, 1)
+        if runtime.schedule.is_beyond(step):
+            runtime.notify("full_steps", runtime.schedule.beyond_text(step))
         history = state.history.after_full(step, gap, runtime.schedule.warmup_steps)
         runtime.counters.calls[StepKind.FULL] += 1
         outputs = self._run(self._full_variant, args, (None, history.update_coefficients(gap)), state)
@@ -284,9 +299,12 @@ class Dispatcher:
         if old is not None and fits and old.generation == tick.generation:
             old.layout = layout
             return old
-        if tick.step > 0 and any(
+        has_begun = any(
             stream == tick.stream and state.generation == tick.generation for (stream, _), state in self._runtime.states.items()
-        ):
+        )
+        if not has_begun:
+            self._runtime.note_end(tick.stream)
+        if tick.step > 0 and has_begun:
             self._runtime.notify("change in mid-generation", _CHANGED.format(step=tick.step))
             self._runtime.changed[tick.stream] = tick.step
         if old is None or not fits:

@@ -15,24 +15,25 @@ from taylorseer_fx.attach import Attachments
 from taylorseer_fx.cache import CompiledSteps, KeptPasses, Passes, StepCode, StoredPasses, VariantCode, arriving, cache_tag
 from taylorseer_fx.compile import (
     CompileGraph,
-    GraphBreak,
     compile_variant,
     compile_variants,
-    graph_break_after,
     is_called_from_python,
     kernels_awaited_at_the_end,
     make_eager,
     trace_and_compile,
 )
 from taylorseer_fx.config import BackendConfig
-from taylorseer_fx.errors import ConfigError, NoRegionsError, TaylorSeerWarning
+from taylorseer_fx.errors import ConfigError, NoRegionsError, NothingCompiledError, TaylorSeerWarning
 from taylorseer_fx.explain import CompiledGraph, Report, count_if_possible, describe_model
+from taylorseer_fx.graph_breaks import GraphBreak, graph_break_after
+from taylorseer_fx.messages import GRADIENTS, broken, mode_in_options, nothing_compiled, nothing_to_forecast, where_to_put
 from taylorseer_fx.passes.find_kept import num_buffer_bytes
 from taylorseer_fx.passes.pipeline import PassResult, run_passes
 from taylorseer_fx.passes.plain_graph import PlainGraph
 from taylorseer_fx.passes.regions import RegionSet
 from taylorseer_fx.passes.residual_ops import registered_names
 from taylorseer_fx.passes.specialize import StepKind
+from taylorseer_fx.recompile_limit import text_at_the_limit
 from taylorseer_fx.runtime.buffers import BufferLayout
 from taylorseer_fx.runtime.dispatch import (
     BoxedCallable,
@@ -85,17 +86,17 @@ class TaylorSeerBackend:
             self._runtime.capture_with(graph_api if graph_api is not None else CudaGraphApi())
         self._attachments = Attachments(self._runtime)
         self._graphs: list[CompiledGraph] = []
+        self._num_plain = 0  # graphs left alone for their gradients
 
     def __call__(self, gm: fx.GraphModule, example_inputs: Sequence[Any], **kwargs: Any) -> Callable[..., Any]:
         """Compile one Dynamo graph. Called by ``torch.compile``, not by you."""
         if kwargs:
-            raise ConfigError("torch.compile", "called without mode and options", kwargs, "Give them to taylorseer_backend.")
+            raise ConfigError("torch.compile", "called without mode and options", kwargs, where_to_put(kwargs))
+        if at_limit := text_at_the_limit():
+            self._notify("recompile limit", at_limit)
         if torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in example_inputs):
-            self._notify(
-                "gradients",
-                "gradients are enabled and some inputs or parameters require them, so this graph is compiled as plain "
-                "torch.compile would and nothing is forecast. Call the model under torch.no_grad() or torch.inference_mode().",
-            )
+            self._num_plain += 1
+            self._notify("gradients", GRADIENTS)
             return self._compile_plain(gm, example_inputs)
         origin = GraphOrigin(graph_break_after(gm), is_part=bool(self._graphs) or is_called_from_python())
         tag = cache_tag(gm, self.config, origin.graph_break, origin.is_part)
@@ -164,10 +165,14 @@ class TaylorSeerBackend:
             graph: its number, from 0 in the order of compilation, or from the end if negative; None: the newest with regions.
 
         Raises:
-            RuntimeError: nothing was compiled yet.
+            NothingCompiledError: nothing was compiled yet, or with gradients enabled, which are not ours to compile.
+            ConfigError: there is no graph of that number.
         """
         if not self._graphs:
-            raise RuntimeError("explain() tells about a compiled graph: call the compiled model once first")
+            raise NothingCompiledError(nothing_compiled(self._num_plain))
+        count = len(self._graphs)
+        if graph is not None and (isinstance(graph, bool) or not isinstance(graph, int) or not -count <= graph < count):
+            raise ConfigError("graph", f"None or an int of {-count} to {count - 1}", graph, f"There are {count} graphs.")
         if graph is None:
             graph = max((i for i, entry in enumerate(self._graphs) if entry.numbers.regions), default=-1)
         graph_of_place = {role: state.layout[0] for (_, role), state in self._runtime.states.items()}
@@ -289,14 +294,16 @@ class TaylorSeerBackend:
 
     def _must_have_regions(self, found: RegionSet, origin: GraphOrigin) -> None:
         if self.config.on_no_regions == "error" and not origin.is_part and origin.graph_break is None:
-            raise NoRegionsError(_nothing(found) + 'Pass on_no_regions="warn" to compile such graphs as torch.compile would.')
+            hint = 'Pass on_no_regions="warn" to compile such graphs as torch.compile would.'
+            raise NoRegionsError(f"{nothing_to_forecast(found)}\n{hint}")
 
     def _no_regions(self, found: RegionSet, origin: GraphOrigin) -> None:
         if origin.is_part or origin.graph_break is not None:
             self._rejected(found)
-            self._notify("graph breaks", _BROKEN + (f" First break: {origin.graph_break}." if origin.graph_break else ""))
+            breaks = (entry.graph_break for entry in self._graphs if entry.graph_break is not None)
+            self._notify("graph breaks", broken(next(breaks, origin.graph_break)))
         else:
-            self._notify("no regions", _nothing(found) + "Compiled as plain torch.compile would.")
+            self._notify("no regions", nothing_to_forecast(found) + "\nCompiled as plain torch.compile would.")
 
     def _over_budget(self, result: PassResult) -> str:
         """What to say where modules were too much for the memory budget."""
@@ -320,21 +327,6 @@ class TaylorSeerBackend:
         if topic not in self._said:
             self._said.add(topic)
             warnings.warn(f"taylorseer_fx: {message}", TaylorSeerWarning, stacklevel=2)
-
-
-def _nothing(found: RegionSet) -> str:
-    rejected = "".join(f"\n  {entry}" for entry in found.rejected)
-    return (
-        "no attention or MLP to forecast in this graph. Looked for residual adds `x + f(x)`, with or without a gate, where "
-        f"f contains a matrix product, a convolution or attention; found {found.num_heavy} such operators and "
-        f"{found.num_residual_adds} residual adds{', none of which can be forecast:' + rejected if rejected else ''}. "
-    )
-
-
-_BROKEN = (
-    "the model does not compile to one graph, and a part of it holds nothing to forecast. explain() lists the parts; "
-    "torch.compile(fullgraph=True) often makes one graph of them, or says what is in the way."
-)
 
 
 def taylorseer_backend(
@@ -378,6 +370,9 @@ def taylorseer_backend(
 
     Raises:
         ConfigError: an argument is wrong; it names the argument, what it may be and what it got.
+
+    The compiled model's first call raises ``NoRegionsError`` where there is nothing to forecast; all errors of this package are
+    ``TaylorSeerError`` and arrive as they are, not as ``torch._dynamo.exc.BackendCompilerFailed``.
     """
     steps: Any = full_steps
     return TaylorSeerBackend(
@@ -423,7 +418,8 @@ class _Registered:
             ConfigError: an option is unknown or wrong, or ``mode`` is given.
         """
         if mode is not None:
-            raise ConfigError("mode", "left out", mode, "Pass Inductor's settings as options={'compiler_options': {...}}.")
+            hint = f"{mode_in_options(mode)} Pass Inductor's as options={{'compiler_options': {{...}}}}."
+            raise ConfigError("mode", "left out", mode, hint)
         return TaylorSeerBackend(BackendConfig.from_options(options or {}))(gm, example_inputs)
 
 

@@ -55,7 +55,14 @@ def _add_plan(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -
     plan.add_argument("--steps", type=int, help="denoising steps (default: what the model's pipeline defaults to)")
     plan.add_argument("--interval", type=int, default=5, help="default: %(default)s")
     plan.add_argument("--warmup", type=int, default=3, help="default: %(default)s")
+    plan.add_argument(
+        "--full-steps", type=_step_list, metavar="0,1,4,...", help="the executed steps, in place of interval and warm-up"
+    )
     plan.set_defaults(run=_plan)
+
+
+def _step_list(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split(","))
 
 
 def _plan(args: argparse.Namespace) -> int:
@@ -72,7 +79,7 @@ def _plan(args: argparse.Namespace) -> int:
     if args.model not in GEOMETRIES:
         return _unknown("model", args.model, list(GEOMETRIES))
     try:
-        settings = PlanSettings(args.steps, args.interval, args.warmup)
+        settings = PlanSettings(args.steps, args.interval, args.warmup, args.full_steps)
         print_plan(args.model, settings, Console())
     except ConfigError as error:
         print(f"taylorseer-fx plan: {error}", file=sys.stderr)

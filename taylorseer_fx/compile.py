@@ -7,9 +7,7 @@ an ``inner_compile``. We take that place, so a full step goes the very way of pl
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -59,27 +57,6 @@ def trace_and_compile(
         compile_with: Callable[..., Any] = compile_fx  # its annotations know no inner_compile but Inductor's own
         compiled: Callable[..., Any] = compile_with(gm, example_inputs, inner_compile=inner_compile, config_patches=dict(options))
     return compiled
-
-
-@dataclass(frozen=True)
-class GraphBreak:
-    """Where and why Dynamo ended a graph before the end of the model."""
-
-    where: str
-    reason: str
-
-    def __str__(self) -> str:
-        return f"{self.where} ({self.reason})"
-
-
-def graph_break_after(gm: fx.GraphModule) -> GraphBreak | None:
-    """The break at the end of a Dynamo graph; None where the compiled function returns."""
-    cause = getattr(gm, "compile_subgraph_reason", None)
-    if cause is None or not cause.graph_break:
-        return None
-    frame = cause.user_stack[-1] if cause.user_stack else None
-    where = f"{Path(frame.filename).name}:{frame.lineno} {(frame.line or '').strip()}".strip() if frame is not None else "?"
-    return GraphBreak(where, cause.reason.strip().splitlines()[0])
 
 
 def is_called_from_python() -> bool:

@@ -67,6 +67,8 @@ class BackendConfig:
             if name not in known:
                 close = difflib.get_close_matches(str(name), known, n=1)
                 hint = f"Did you mean {close[0]!r}?" if close else ""
+                if name in torch._inductor.list_options():
+                    hint = f"Options of Inductor go into one of these: options={{'compiler_options': {{{name!r}: ...}}}}."
                 raise ConfigError("option name", "one of " + ", ".join(known), name, hint)
         return cls(**options)
 

@@ -13,15 +13,16 @@ from torch import Tensor, fx
 from torch.fx.experimental.symbolic_shapes import _suppress_guards
 
 from taylorseer_fx.cache import Passes
-from taylorseer_fx.compile import GraphBreak
 from taylorseer_fx.config import BackendConfig
 from taylorseer_fx.errors import ConfigError, TaylorSeerWarning
+from taylorseer_fx.graph_breaks import GraphBreak
 from taylorseer_fx.passes.emit import graph_fake_mode
 from taylorseer_fx.passes.failures import failure_report
 from taylorseer_fx.passes.find_kept import num_buffer_bytes
 from taylorseer_fx.passes.flops import count_flops
 from taylorseer_fx.passes.narrow import all_demanded
 from taylorseer_fx.passes.pipeline import PassResult, StageRecord, count_ops
+from taylorseer_fx.passes.read_whole import ReadWhole, find_read_whole
 from taylorseer_fx.passes.regions import Region, Rejected
 from taylorseer_fx.passes.specialize import StepKind
 from taylorseer_fx.passes.taylor import Storage
@@ -30,6 +31,7 @@ from taylorseer_fx.passes.windows import window_text
 from taylorseer_fx.text import format_bytes, format_flops, format_table
 
 SHOWN_STEPS = 50
+SHOWN_READ_WHOLE = 5
 
 log = logging.getLogger(__name__)
 
@@ -66,6 +68,7 @@ class GraphSummary:
     takes_time: bool
     num_layers: int
     ends_at: str
+    advice: str = ""
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,7 @@ class GraphNumbers:
     flops: dict[str, int]
     traffic: dict[str, Traffic]
     time_inputs: tuple[str, ...]
+    read_whole: tuple[ReadWhole, ...]
 
 
 @dataclass(frozen=True)
@@ -146,7 +150,8 @@ class Report(GraphNumbers):
             for i, entry in enumerate(self.graphs)
         ]
         header = ("graph", "regions", "features", "forecast/full", "timestep", "layers", "ends at")
-        return format_table(header, rows, right=(1, 2, 3, 5))
+        advice = dict.fromkeys(f"to avoid such a break: {entry.advice}" for entry in self.graphs if entry.advice)
+        return "\n".join([format_table(header, rows, right=(1, 2, 3, 5)), *advice])
 
     def _passes(self) -> str:
         rows = [(stage.name, str(stage.num_ops), f"{stage.duration_ms:.1f}") for stage in self.stages]
@@ -184,11 +189,18 @@ class Report(GraphNumbers):
             f"ceiling {len(self.schedule) / num_full:.2f}x)",
             f"buffers:       {format_bytes(self.buffer_bytes)} a stream (order {self.order}: {self.order + 1} a feature)",
             f"time inputs:   {', '.join(self.time_inputs) or self._no_time()}",
+            *(f"{'read whole:' if i == 0 else '':14} {line}" for i, line in enumerate(self._read_whole())),
             *(f"{'CUDA graphs:' if i == 0 else '':14} {line}" for i, line in enumerate(self.cuda_graphs)),
         ]
         if len(self.graphs) > 1:
             lines.append(f"graphs:        this is {self.number} of {len(self.graphs)}; explain(graph=i) shows another")
         return "\n".join(lines)
+
+    def _read_whole(self) -> list[str]:
+        """Operators that a forecast step computes whole for a part, the largest."""
+        shown = [f"{entry.op} ({entry.path}), {format_bytes(entry.num_bytes)}" for entry in self.read_whole[:SHOWN_READ_WHOLE]]
+        more = len(self.read_whole) - len(shown)
+        return [*shown, *([f"and {more} more"] if more else [])]
 
     def _step_line(self, name: str) -> str:
         traffic = self.traffic[name]
@@ -218,6 +230,7 @@ def _summarize(graph: CompiledGraph, num_layers: int) -> GraphSummary:
         takes_time=bool(numbers.time_inputs),
         num_layers=num_layers,
         ends_at=str(graph.graph_break or "return"),
+        advice=graph.graph_break.advice if graph.graph_break is not None else "",
     )
 
 
@@ -278,6 +291,7 @@ def count(result: PassResult, storage: Storage) -> GraphNumbers:
         flops={name: count_flops(gm.graph) for name, gm in graphs.items()},
         traffic={name: _traffic(name, gm) for name, gm in graphs.items()},
         time_inputs=tuple(_input_text(inputs[i]) for i in result.inputs.time),
+        read_whole=find_read_whole(graphs[StepKind.FORECAST.value].graph) if result.variants else (),
     )
 
 

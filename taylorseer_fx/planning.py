@@ -4,7 +4,7 @@ Tracing a full-size model takes most of the time, so ``plan_each`` counts any nu
 """
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -17,9 +17,11 @@ from taylorseer_fx.compile import CompileGraph, trace_and_compile
 from taylorseer_fx.config import BackendConfig
 from taylorseer_fx.errors import ConfigError, NoRegionsError, TaylorSeerWarning
 from taylorseer_fx.explain import CompiledGraph, FeatureInfo, RegionInfo, Report, count, describe_graph
+from taylorseer_fx.messages import nothing_to_forecast
 from taylorseer_fx.passes.emit import outputs
 from taylorseer_fx.passes.pipeline import run_passes
 from taylorseer_fx.passes.plain_graph import PlainGraph
+from taylorseer_fx.passes.regions import RegionSet
 from taylorseer_fx.passes.residual_ops import registered_names
 from taylorseer_fx.runtime.dispatch import BoxedCallable
 from taylorseer_fx.text import format_bytes, format_flops
@@ -27,7 +29,11 @@ from taylorseer_fx.text import format_bytes, format_flops
 
 @dataclass(frozen=True)
 class Plan:
-    """Costs of a run of ``num_steps`` steps. FLOPs are of one step: matrix products and attention, 2 a multiply-add."""
+    """Costs of a run of ``num_steps`` steps. FLOPs are of one step: matrix products and attention, 2 a multiply-add.
+
+    ``notes``: what is odd about the settings for such a run (nothing is forecast, the list of full steps is for a shorter one,
+    modules are over the memory budget).
+    """
 
     num_steps: int
     order: int
@@ -37,6 +43,12 @@ class Plan:
     buffer_bytes: int
     regions: tuple[RegionInfo, ...]
     reports: tuple[Report, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def granularity(self) -> str:
+        """What is counted: "module", or "stack" also where modules are over the memory budget."""
+        return self.reports[0].granularity
 
     @property
     def features(self) -> tuple[FeatureInfo, ...]:
@@ -62,6 +74,7 @@ class Plan:
                 f"the run:       {format_flops(self.flops_total)} instead of "
                 f"{format_flops(self.num_steps * self.flops_full)} ({self.speedup_ceiling:.2f}x)",
                 f"buffers:       {format_bytes(self.buffer_bytes)} a stream, {len(self.features)} features, order {self.order}",
+                *(f"note:          {note}" for note in self.notes),
             ]
         )
 
@@ -75,6 +88,9 @@ def plan(
     warmup: int = 3,
     granularity: str = "module",
     buffer_dtype: torch.dtype | None = None,
+    *,
+    full_steps: Iterable[int] | None = None,
+    memory_budget: int | None = None,
 ) -> Plan:
     """Trace ``model`` on ``inputs`` and count; nothing is executed, and with both on the meta device nothing is allocated.
 
@@ -82,14 +98,24 @@ def plan(
         model: any Diffusion Transformer.
         inputs: its keyword arguments, or a sequence of positional ones.
         num_steps: length of the run, at least 1.
-        order, interval, warmup, granularity, buffer_dtype: as for ``taylorseer_backend``.
+        order, interval, warmup, granularity, buffer_dtype, full_steps, memory_budget: as for ``taylorseer_backend``. Of a model
+            whose modules need more than the budget, the stack is counted; ``granularity`` of the plan tells.
 
     Raises:
         ConfigError: an argument is wrong.
         NoRegionsError: the model holds no attention or MLP to forecast.
         torch._dynamo.exc.Unsupported: the model breaks the graph, so that it can't be counted as a whole; says where.
     """
-    config = BackendConfig(order=order, interval=interval, warmup=warmup, granularity=granularity, buffer_dtype=buffer_dtype)
+    steps: Any = full_steps
+    config = BackendConfig(
+        order=order,
+        interval=interval,
+        warmup=warmup,
+        full_steps=steps,
+        granularity=granularity,
+        buffer_dtype=buffer_dtype,
+        memory_budget=memory_budget,
+    )
     (only,) = plan_each(model, inputs, [config], num_steps)
     return only
 
@@ -109,7 +135,8 @@ def plan_each(
     with torch.no_grad(), _planning():
         compiled(**inputs) if isinstance(inputs, Mapping) else compiled(*inputs)
     if not any(recorder.reports):
-        raise NoRegionsError(f"nothing to forecast in {type(model).__name__}: found no residual add around attention or an MLP")
+        why = nothing_to_forecast(recorder.empty[0]) if recorder.empty else "it computes nothing"
+        raise NoRegionsError(f"nothing to forecast in {type(model).__name__}: {why}")
     return [_plan(config, reports, num_steps) for config, reports in zip(configs, recorder.reports, strict=True)]
 
 
@@ -123,7 +150,16 @@ def _plan(config: BackendConfig, reports: Sequence[Report], num_steps: int) -> P
         buffer_bytes=sum(report.buffer_bytes for report in reports),
         regions=tuple(region for report in reports for region in report.regions),
         reports=tuple(reports),
+        notes=tuple(note for note in _notes(config, reports, num_steps) if note),
     )
+
+
+def _notes(config: BackendConfig, reports: Sequence[Report], num_steps: int) -> Iterator[str]:
+    schedule, last = config.schedule, num_steps - 1
+    yield schedule.all_full_text(num_steps)
+    yield schedule.beyond_text(last) if schedule.is_beyond(last) else ""
+    if config.memory_budget is not None and reports[0].granularity != config.granularity:
+        yield f'modules are over the budget of {format_bytes(config.memory_budget)} a stream: granularity "stack" instead'
 
 
 @contextmanager
@@ -150,6 +186,7 @@ class _Recorder:
     def __init__(self, configs: Sequence[BackendConfig]) -> None:
         self.configs = configs
         self.reports: list[list[Report]] = [[] for _ in configs]
+        self.empty: list[RegionSet] = []  # what was found in graphs without regions
 
     def __call__(self, gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
         return trace_and_compile(gm, example_inputs, self._record, _TRACE_OPTIONS)
@@ -165,6 +202,8 @@ class _Recorder:
                 arguments["registered"] = registered_names()
                 counted = CompiledGraph(KeptPasses(plain, arguments), count(result, config.storage))
                 reports.append(describe_graph(counted, config))
+            else:
+                self.empty.append(result.found)
         return _Outputs(fx.map_arg(outputs(traced.graph), lambda node: node.meta["val"]))
 
 

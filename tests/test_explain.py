@@ -212,7 +212,7 @@ class TestData:
 
     def test_schedule(self):
         assert explained(interval=5, warmup=3)[1].schedule == "FFF" + "TTTTF" * 9 + "TT"
-        assert explained(full_steps=(0, 2))[1].schedule == "FTF" + "T" * 47
+        assert explained(full_steps=(0, 2))[1].schedule == "FT" * 25
 
     def test_time_inputs(self):
         (time_input,) = explained()[1].time_inputs

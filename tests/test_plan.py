@@ -1,6 +1,7 @@
 """``plan``: FLOPs, buffers and schedule of a run, from shapes alone; the published figures of full-size models."""
 
 import math
+import re
 from typing import Any
 
 import pytest
@@ -97,6 +98,25 @@ class TestTiny:
         assert p.flops_total == 6 * p.flops_full + 14 * p.flops_forecast
         assert p.speedup_ceiling == pytest.approx(20 * p.flops_full / p.flops_total)
 
+    def test_full_steps(self, tiny):
+        """The list in place of interval and warm-up, by its last gap to the end of a longer run, which is noted."""
+        p = plan(*tiny, num_steps=10, full_steps=[0, 1, 4])
+        assert p.full_steps == (0, 1, 4, 7)
+        assert p.flops_total == 4 * p.flops_full + 6 * p.flops_forecast
+        assert [note.split(":")[0] for note in p.notes] == ["the run came to step 9, but full_steps ends at 4"]
+        assert plan(*tiny, num_steps=7, full_steps=[0, 1, 4]).notes == ()
+
+    def test_memory_budget(self, tiny):
+        """As the backend decides: modules where they fit, else the stack."""
+        modules = plan(*tiny)
+        fits, tight = (plan(*tiny, memory_budget=modules.buffer_bytes - less) for less in (0, 1))
+        assert (fits.granularity, fits.buffer_bytes, fits.notes) == ("module", modules.buffer_bytes, ())
+        assert (tight.granularity, tight.buffer_bytes) == ("stack", modules.buffer_bytes // 4)
+        assert "note:          modules are over the budget of 32.00 KiB" in str(tight)
+
+    def test_a_run_that_forecasts_nothing_is_noted(self, tiny):
+        assert "a run of 3 steps forecasts nothing: the warm-up takes 3" in str(plan(*tiny, num_steps=3))
+
     def test_every_step_full_is_no_speedup(self, tiny):
         assert plan(*tiny, num_steps=7, interval=1).speedup_ceiling == 1.0
 
@@ -180,9 +200,12 @@ class TestBadArguments:
             plan(*tiny, num_steps=num_steps)
         assert str(raised.value) == f"num_steps must be an int of at least 1, got {num_steps!r}"
 
-    @pytest.mark.parametrize(("name", "value"), [("order", 5), ("interval", 0), ("warmup", 0), ("granularity", "block")])
+    @pytest.mark.parametrize(
+        ("name", "value"),
+        [("order", 5), ("interval", 0), ("warmup", 0), ("granularity", "block"), ("full_steps", [1, 2]), ("memory_budget", 0)],
+    )
     def test_settings(self, tiny, name, value):
-        with pytest.raises(ConfigError, match=f"{name} must be .*, got {value!r}"):
+        with pytest.raises(ConfigError, match=f"{name} must be .*, got {re.escape(repr(value))}"):
             plan(*tiny, **{name: value})
 
     def test_nothing_to_forecast(self):

@@ -84,7 +84,7 @@ def test_forecasting_takes_place():
     assert backend.stats().forecast_calls == sum(differs) > NUM_STEPS / 2
 
 
-@pytest.mark.parametrize("settings", [{}, {"full_steps": (0, 1, 4, 5, 6, 11)}, {"order": 4, "warmup": 1, "interval": 4}])
+@pytest.mark.parametrize("settings", [{}, {"full_steps": (0, 1, 4, 5, 6, 11, 16, 21)}, {"order": 4, "warmup": 1, "interval": 4}])
 def test_nothing_recompiles(settings):
     """One Dynamo graph, no graph break, two compiles: orders forming, uneven gaps, streams, steps and lengths are data."""
     if "full_steps" in settings:
@@ -412,9 +412,8 @@ class Pointwise(nn.Module):
 def test_no_regions_is_an_error():
     """Nothing to forecast is said aloud when the model is compiled."""
     _, compiled = make(Pointwise())
-    with pytest.raises(torch._dynamo.exc.BackendCompilerFailed) as caught:
+    with pytest.raises(NoRegionsError):
         compiled(**tiny_inputs(0))
-    assert isinstance(caught.value.inner_exception, NoRegionsError)
 
 
 def test_no_regions_as_a_warning():

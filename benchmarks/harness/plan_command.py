@@ -17,17 +17,20 @@ from taylorseer_fx.text import format_bytes, format_flops
 
 @dataclass(frozen=True)
 class PlanSettings:
-    """Schedule of the plan; ``num_steps`` None is what the model's pipeline defaults to, ``orders`` those to count buffers of."""
+    """Schedule of the plan: by interval and warm-up, or ``full_steps`` as a list; ``num_steps`` None is what the model's pipeline
+    defaults to, ``orders`` those to count buffers of.
+    """
 
     num_steps: int | None = None
     interval: int = 5
     warmup: int = 3
+    full_steps: tuple[int, ...] | None = None
     orders: tuple[int, ...] = tuple(range(MAX_ORDER + 1))
 
     def configs(self) -> list[BackendConfig]:
         """One of each granularity and order."""
         return [
-            BackendConfig(order=order, interval=self.interval, warmup=self.warmup, granularity=granularity)
+            BackendConfig(order, self.interval, self.warmup, self.full_steps, granularity)
             for granularity in ("module", "stack")
             for order in self.orders
         ]
@@ -71,6 +74,8 @@ def print_plan(name: str, settings: PlanSettings, console: Console) -> None:
     for row in zip(_headings(settings.orders), *map(_cells, by_granularity.values()), strict=True):
         table.add_row(*row)
     console.print(table)
+    for note in first.notes:
+        console.print(f"note: {note}", highlight=False)
     console.print("buffers are those of one stream; guidance in two calls a step has two", style="dim", highlight=False)
 
 

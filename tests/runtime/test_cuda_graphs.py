@@ -64,7 +64,7 @@ class TestReplays:
             pytest.param({"order": 0}, 2, id="reuse"),
             pytest.param({"buffer_dtype": torch.float8_e5m2}, 2, id="differences"),
             pytest.param({"granularity": "stack"}, 2 * 3, id="stack"),
-            pytest.param({"order": 1, "interval": 5, "full_steps": (0, 1, 4, 5, 11), "warmup": 3}, 2 * 2, id="uneven"),
+            pytest.param({"order": 1, "interval": 5, "full_steps": (0, 1, 4, 5, 11, 20), "warmup": 3}, 2 * 2, id="uneven"),
         ],
     )
     def test_generations(self, settings, num_captures):
@@ -326,10 +326,9 @@ class TestSettings:
     def test_true_without_a_gpu(self):
         """An error that names the argument and the device."""
         backend = TaylorSeerBackend(BackendConfig(compiler="eager", cuda_graphs=True))
-        with pytest.raises(torch._dynamo.exc.BackendCompilerFailed) as raised:
+        with pytest.raises(ConfigError) as raised:
             torch.compile(tiny(), backend=backend)(**tiny_inputs(0))
-        assert isinstance(raised.value.inner_exception, ConfigError)
-        assert str(raised.value.inner_exception).startswith("cuda_graphs must be None or False for a model on cpu, got True")
+        assert str(raised.value).startswith("cuda_graphs must be None or False for a model on cpu, got True")
 
     @pytest.mark.parametrize(
         ("value", "text"), [(None, "off: the model is on no CUDA device"), (False, "off: cuda_graphs=False")]

@@ -140,6 +140,41 @@ def generate(dispatcher: Dispatcher, num_steps: int, start: float = 1000.0, time
             dispatcher([X + i, torch.tensor([start - step])])
 
 
+class TestWhatIsSaidOfTheSchedule:
+    def test_a_run_beyond_the_list(self):
+        """Said where the run comes by the first step that no list of its length would leave out; the list's last gap goes on."""
+        h = harness(Schedule(full_steps=(0, 1, 3)))
+        generate(h.dispatcher(), 5)
+        assert (h.kinds, h.said) == ("FFTFT", [])
+        generate(h.dispatcher(2), 8)
+        assert h.kinds[5:] == "FFTFTFTF"
+        assert set(h.said) == {"full_steps"}
+
+    def test_a_run_too_short_for_a_forecast(self):
+        """Said when the next generation begins: until then the run may go on."""
+        h = harness(Schedule(5, 3))
+        dispatcher = h.dispatcher()
+        generate(dispatcher, 3)
+        assert h.said == []
+        generate(dispatcher, 3)
+        assert (h.kinds, h.said) == ("FFFFFF", ["all full"])
+
+    @pytest.mark.parametrize("num_steps", [1, 4])
+    def test_one_step_or_a_forecast(self, num_steps):
+        h = harness(Schedule(5, 3))
+        dispatcher = h.dispatcher()
+        for _ in range(2):
+            generate(dispatcher, num_steps)
+            h.runtime.forget(None)
+        assert h.said == []
+
+    def test_a_run_that_a_pipeline_ends(self):
+        h = harness(Schedule(5, 3))
+        generate(h.dispatcher(), 3)
+        h.runtime.forget(None)
+        assert h.said == ["all full"]
+
+
 class TestCalls:
     def test_follows_the_schedule(self):
         h = harness(Schedule(4, 2))

@@ -71,8 +71,12 @@ def test_views_of_a_schedule_agree(interval, warmup, length):
 
 @given(st.sets(st.integers(1, 100)))
 def test_explicit_list_is_followed_to_the_letter(steps):
+    """To its last gap behind its end: until there, the run may well be the one that the list is meant for."""
     steps = tuple(sorted({0, *steps}))
-    assert tuple(Schedule(full_steps=steps).full_steps_of(101)) == steps
+    gap = steps[-1] - steps[-2] if len(steps) > 1 else 1
+    schedule = Schedule(full_steps=steps)
+    assert tuple(schedule.full_steps_of(steps[-1] + gap)) == steps
+    assert not any(schedule.is_beyond(step) for step in range(steps[-1] + gap))
 
 
 @given(INTERVALS, st.integers(1, 8), st.integers(20, 60))
@@ -92,6 +96,37 @@ def test_warmup_of_a_list_is_its_leading_run(steps, warmup):
     assert Schedule(full_steps=steps).warmup_steps == warmup
 
 
-def test_beyond_the_list_forecasts():
-    """A run longer than the list does not start over."""
-    assert Schedule(full_steps=(0, 1)).describe(6) == "FFTTTT"
+@pytest.mark.parametrize(
+    ("steps", "expected"),
+    [
+        pytest.param((0, 1, 4), "FFTTFTTFTTF", id="the-last-gap"),
+        pytest.param((0, 4, 5), "FTTTFFFFFFF", id="of-one-step"),
+        pytest.param((0,), "FFFFFFFFFFF", id="no-gap"),
+    ],
+)
+def test_beyond_the_list_its_last_gap_goes_on(steps, expected):
+    """A run longer than the list neither starts over nor forecasts to its end."""
+    schedule = Schedule(full_steps=steps)
+    assert schedule.describe(11) == expected
+    first = next(step for step in range(steps[-1] + 1, 11) if schedule.is_full(step))
+    assert [schedule.is_beyond(step) for step in range(11)] == [step >= first for step in range(11)]
+
+
+def test_a_schedule_by_interval_has_no_end():
+    assert not Schedule(5, 3).is_beyond(1000)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "num_steps", "wanted"),
+    [
+        pytest.param(Schedule(5, 3), 3, "a run of 3 steps forecasts nothing: the warm-up takes 3", id="few-steps"),
+        pytest.param(Schedule(full_steps=(0, 1)), 2, "full_steps names them all", id="a-list-of-all"),
+        pytest.param(Schedule(5, 3), 4, "", id="one-is-forecast"),
+        pytest.param(Schedule(5, 3), 1, "", id="one-step-has-nothing-to-forecast-from"),
+        pytest.param(Schedule(1, 1), 20, "", id="asked-for"),
+    ],
+)
+def test_a_run_without_forecasts_is_told(schedule, num_steps, wanted):
+    text = schedule.all_full_text(num_steps)
+    assert wanted in text
+    assert bool(text) is bool(wanted)
