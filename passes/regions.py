@@ -30,6 +30,9 @@ class Reason(enum.Enum):
     NOT_FLOATING = "its feature is not a real floating-point tensor, so it has no Taylor polynomial"
     BEYOND_BREAK = "a graph break lies between its work and its residual add, which fullgraph=True may avoid"
     CYCLE = "one of its features is needed to compute another, so they cannot be forecast as one"
+    CONDITIONING = "it is made from the time and other small inputs alone, so gates and shifts are computed and not extrapolated"
+    RIM = "it stands alone on the sample or the output, before or behind the blocks, and is no attention or MLP of theirs"
+    BROUGHT_IN = "it is one product of another stream's state, and no attention or MLP of the stream it is added to"
 
 
 @dataclass(frozen=True)
