@@ -34,15 +34,15 @@ class Branches:
         self.streams: Streams = {}
         for feature in found:
             self.streams.setdefault(feature.residual.root, []).append(feature)
-        self.main = max(self.streams, key=lambda root: self.weight(self.streams[root]), default=None)
+        self.main = max(self.streams, key=lambda root: self._weight(self.streams[root]), default=None)
 
     def attends(self, feature: Feature) -> bool:
         return any(is_attention(node, self.activations) for node in self.work[feature])
 
-    def weight(self, features: list[Feature]) -> tuple[int, int]:
-        """What tells how much is done in ``features``; FLOPs of an opaque operator are not known."""
+    def _weight(self, features: list[Feature]) -> tuple[bool, int, int]:
+        """Tokens attend; FLOPs of an opaque operator are not known."""
         work = {node for feature in features for node in self.work[feature]}
-        return sum(map(node_flops, work)), len(work)
+        return any(map(self.attends, features)), sum(map(node_flops, work)), len(work)
 
     def reads(self, node: fx.Node) -> set[fx.Node]:
         """The inputs that ``node`` depends on."""

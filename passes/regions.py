@@ -35,6 +35,10 @@ class Reason(enum.Enum):
     BROUGHT_IN = "it is one product of another stream's state, and no attention or MLP of the stream it is added to"
 
 
+# Of these nothing is lost that the method has, and there is nothing to do about them: explain() lists them without a warning.
+MEANT = frozenset({Reason.CONDITIONING, Reason.RIM, Reason.BROUGHT_IN})
+
+
 @dataclass(frozen=True)
 class ResidualAdd:
     """``add = trunk + branch``: ``trunk`` is undressed; ``source`` is the state of its stream that ``branch`` starts from, and

@@ -29,7 +29,7 @@ from taylorseer_fx.errors import ConfigError, NoRegionsError, TaylorSeerWarning
 from taylorseer_fx.explain import CompiledGraph, Report, describe_model
 from taylorseer_fx.passes.find_kept import num_buffer_bytes
 from taylorseer_fx.passes.pipeline import PassResult, run_passes
-from taylorseer_fx.passes.regions import RegionSet
+from taylorseer_fx.passes.regions import MEANT, RegionSet
 from taylorseer_fx.passes.specialize import StepKind
 from taylorseer_fx.runtime.buffers import BufferLayout
 from taylorseer_fx.runtime.dispatch import (
@@ -300,8 +300,7 @@ class TaylorSeerBackend:
         )
 
     def _rejected(self, found: RegionSet) -> None:
-        if found.rejected:
-            entries = "".join(f"\n  {entry}" for entry in found.rejected)
+        if entries := "".join(f"\n  {entry}" for entry in found.rejected if entry.reason not in MEANT):
             self._notify("rejected", f"executed in every step, not forecast (explain() tells the same):{entries}")
 
     def _notify(self, topic: str, message: str) -> None:
