@@ -20,6 +20,7 @@ from collections.abc import Iterable, Iterator
 from torch import fx
 
 from taylorseer_fx.passes.branches import Branches
+from taylorseer_fx.passes.dataflow import live_nodes
 from taylorseer_fx.passes.module_path import common_path
 from taylorseer_fx.passes.ops import aten, is_heavy, packet, tensor_meta
 from taylorseer_fx.passes.regions import Feature, Reason, Rejected
@@ -37,16 +38,41 @@ def find_outsiders(graph: fx.Graph, found: tuple[Feature, ...], parameters: Iter
     return {feature: _rejected(branches, feature, *why) for feature, *why in (*conditioning, *_plain(branches, tokens))}
 
 
-def find_lone_tails(graph: fx.Graph, found: tuple[Feature, ...], parameters: Iterable[fx.Node]) -> Outsiders:
-    """MLPs alone in a stream that was made from the end of a longer one: no stack, though the last sum is there."""
-    branches = Branches(graph, found, set(parameters))
+def find_outsiders_of_stack(graph: fx.Graph, found: tuple[Feature, ...], parameters: Iterable[fx.Node]) -> Outsiders:
+    """The same where the sums from entry to exit are one feature: another stream may come in, a lone last sum is out."""
+    parameters = set(parameters)
+    outsiders = {
+        f: entry for f, entry in find_outsiders(graph, found, parameters).items() if entry.reason is not Reason.BROUGHT_IN
+    }
+    belonging = tuple(feature for feature in found if feature not in outsiders)
+    return outsiders | _lone_tails(graph, Branches(graph, belonging, parameters))
+
+
+def _lone_tails(graph: fx.Graph, branches: Branches) -> Outsiders:
+    """MLPs alone in a stream that a product made from the end of a longer one, and read by no later sum."""
+    sums = {feature.residual.add for feature in branches.found}
+    live = live_nodes(graph, cut=sums)
     long = [feature for features in branches.streams.values() if len(features) > 1 for feature in features]
     tails = {}
     for root, (feature, *others) in branches.streams.items():
         follows = any(branches.reach.depends_through_heavy(root, end.residual.add) for end in long)
-        if follows and not others and not branches.attends(feature):
+        is_last = feature.residual.add in live and not others
+        if follows and is_last and not branches.attends(feature) and not _continues(root, sums):
             tails[feature] = _rejected(branches, feature, Reason.RIM, "behind the blocks")
     return tails
+
+
+def _continues(root: fx.Node, sums: set[fx.Node]) -> bool:
+    """Does ``root`` hold a sum as it is, beside other tokens for example?"""
+    stack, seen = [root], set[fx.Node]()
+    while stack:
+        node = stack.pop()
+        if node in sums:
+            return True
+        if node not in seen and not is_heavy(node):
+            seen.add(node)
+            stack.extend(node.all_input_nodes)
+    return False
 
 
 def _rejected(branches: Branches, feature: Feature, reason: Reason, detail: str) -> Rejected:

@@ -16,7 +16,7 @@ from collections.abc import Iterable
 
 from torch import fx
 
-from taylorseer_fx.passes.belonging import find_lone_tails, find_outsiders
+from taylorseer_fx.passes.belonging import find_outsiders_of_stack
 from taylorseer_fx.passes.dataflow import ancestors, descends_from, live_nodes, seed_reach
 from taylorseer_fx.passes.emit import Emit, emitter, graph_fake_mode
 from taylorseer_fx.passes.find_residuals import find_features
@@ -45,8 +45,7 @@ def find_stack(graph: fx.Graph, parameters: Iterable[fx.Node]) -> RegionSet:
     ``parameters`` are its weight placeholders. What does not belong to the blocks is executed where it is in no stack.
     """
     found, parameters = find_features(graph), set(parameters)
-    outsiders = find_outsiders(graph, found, parameters)
-    outsiders |= find_lone_tails(graph, tuple(feature for feature in found if feature not in outsiders), parameters)
+    outsiders = find_outsiders_of_stack(graph, found, parameters)
     residuals = {feature.residual.add: feature.residual for feature in found if feature not in outsiders}
     exits = _exits(graph, residuals)
     rejected = [_not_floating(node) for node in exits if not _is_floating(node)]

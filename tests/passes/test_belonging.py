@@ -4,7 +4,6 @@ from collections.abc import Callable
 
 import pytest
 import torch
-import torch.nn.functional as F  # noqa: N812
 from expecttest import TestCase
 from torch import Tensor, nn
 
@@ -28,7 +27,9 @@ class Model(nn.Module):
         self.control, self.bring_in, self.hidden = Attention(), nn.Linear(D, D), Mlp()
         self.time, self.modulate = nn.Linear(D, D), nn.Linear(D, D)
         self.first, self.last, self.between = nn.Conv1d(C, C, 1), nn.Conv1d(C, C, 1), nn.Conv1d(C, C, 1)
-        self.positions = nn.Sequential(nn.Conv1d(D, D, 3, padding=1, groups=2), nn.Mish(), nn.Conv1d(D, D, 3, padding=1, groups=2))
+        self.positions = nn.Sequential(
+            nn.Conv1d(D, D, 3, padding=1, groups=2), nn.Mish(), nn.Conv1d(D, D, 3, padding=1, groups=2)
+        )
         self.wide = nn.Sequential(nn.Conv1d(D, 2 * D, 1), nn.GELU(), nn.Conv1d(2 * D, D, 1))
 
     def forward(self, *inputs: Tensor) -> Tensor:
@@ -64,7 +65,7 @@ BLOCKS = ["attention", "mlp"] * 2
 
 
 def assert_only_blocks(found: tuple[Found, Found], reasons: list[str], kinds: list[str] = BLOCKS) -> None:
-    """Forecast are the blocks, and the last sum of theirs as a stack; the rest is named with its reasons at either granularity."""
+    """Forecast are the blocks, or their last sum as a stack; the rest is named with its reasons at either granularity."""
     modules, stack = found
     assert (modules.kinds, modules.reasons) == (kinds, reasons)
     assert (stack.kinds, stack.reasons) == (["stack"], reasons)
@@ -252,6 +253,19 @@ class TestRim:
         assert (stack.kinds, stack.reasons) == (["stack"], ["RIM"])
         assert stack.regions.features[0].node.name == modules.regions.features[-2].residual.add.name
 
+    def test_mlp_on_tokens_joined_again(self):
+        """The last MLP of a model that joins its tokens anew in every block is part of the stack."""
+
+        def wire(m: Model, x: Tensor) -> Tensor:
+            x = m.blocks(m.embed(x))
+            x = torch.cat([x[:, 1:], m.bring_in(norm(x[:, :1]))], 1)
+            return x + m.hidden(norm(x))
+
+        modules, stack = both(wire, sample())
+        assert (modules.kinds, modules.reasons) == ([*BLOCKS, "mlp"], [])
+        assert (stack.kinds, stack.reasons) == (["stack"], [])
+        assert stack.regions.features[-1].node.name == modules.regions.features[-1].residual.add.name
+
 
 class TestBroughtIn:
     def test_projection_of_a_control_stream(self):
@@ -268,7 +282,7 @@ class TestBroughtIn:
         modules, stack = both(wire, sample(), tokens())
         assert (modules.kinds, modules.reasons) == (["attention", "attention", "mlp"], ["BROUGHT_IN"])
         assert modules.regions.rejected[0].path == "modulate"
-        assert (stack.kinds, stack.reasons) == (["stack"], []), "the stack holds all of it"
+        assert (stack.kinds, stack.reasons, len(stack.regions.features)) == (["stack"], [], 1), "the stack holds all of it"
 
 
 class TestSnapshots(TestCase):
@@ -285,7 +299,9 @@ class TestSnapshots(TestCase):
 
         modules, _ = both(wire, torch.randn(B, C, T))
         gm = guard_regions(modules.gm, find_kept(modules.gm.graph, modules.regions), Storage(0))
-        self.assertExpectedInline(render(specialize(gm, StepKind.FORECAST)), """\
+        self.assertExpectedInline(
+            render(specialize(gm, StepKind.FORECAST)),
+            """\
 %arg0_1 : float32[3, 3, 1]
 %arg1_1 : float32[3]
 %arg2_1 : float32[2, 3, 5]
@@ -314,4 +330,5 @@ class TestSnapshots(TestCase):
 %convolution1 = convolution(%permute2, %arg8_1, %arg9_1, [1], [1], [1], False, [0], 2) : float32[2, 8, 5]
 %permute3 = permute(%convolution1, [0, 2, 1]) : float32[2, 5, 8]
 %add2 = add(%add1, %permute3) : float32[2, 5, 8]
-return (%add2)""")
+return (%add2)""",
+        )
