@@ -35,7 +35,8 @@ def find_outsiders(graph: fx.Graph, found: tuple[Feature, ...], parameters: Iter
     branches = Branches(graph, found, set(parameters))
     conditioning = list(_conditioning(branches, _numbers(graph, branches)))
     tokens = [feature for feature in found if feature not in {entry[0] for entry in conditioning}]
-    return {feature: _rejected(branches, feature, *why) for feature, *why in (*conditioning, *_plain(branches, tokens))}
+    left = (*conditioning, *_plain(branches, tokens))
+    return {feature: _rejected(branches, feature, reason, detail) for feature, reason, detail in left}
 
 
 def find_outsiders_of_stack(graph: fx.Graph, found: tuple[Feature, ...], parameters: Iterable[fx.Node]) -> Outsiders:
