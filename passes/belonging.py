@@ -12,7 +12,8 @@ starts from. What depends on no number is the same in every step, so that its fo
 
 A branch is *plain* where it is no attention and has no hidden layer: it is one product, or convolutions that keep the number of
 channels. A plain branch alone on its side of the blocks is left out; not so where its like comes again in its stream (the
-convolution of every block), nor where the model has no other branches (it consists of convolutions).
+convolution of every block), where it is a layer on the tokens of the blocks themselves, nor where the model has no other branches
+(it consists of convolutions).
 """
 
 from collections.abc import Iterable, Iterator
@@ -20,7 +21,7 @@ from collections.abc import Iterable, Iterator
 from torch import fx
 
 from taylorseer_fx.passes.branches import Branches
-from taylorseer_fx.passes.dataflow import live_nodes
+from taylorseer_fx.passes.dataflow import holds, live_nodes
 from taylorseer_fx.passes.module_path import common_path
 from taylorseer_fx.passes.ops import aten, is_heavy, packet, tensor_meta
 from taylorseer_fx.passes.regions import Feature, Reason, Rejected
@@ -58,22 +59,9 @@ def _lone_tails(graph: fx.Graph, branches: Branches) -> Outsiders:
     for root, (feature, *others) in branches.streams.items():
         follows = any(branches.reach.depends_through_heavy(root, end.residual.add) for end in long)
         is_last = feature.residual.add in live and not others
-        if follows and is_last and not branches.attends(feature) and not _continues(root, sums):
+        if follows and is_last and not branches.attends(feature) and not holds(root, sums):
             tails[feature] = _rejected(branches, feature, Reason.RIM, "behind the blocks")
     return tails
-
-
-def _continues(root: fx.Node, sums: set[fx.Node]) -> bool:
-    """Does ``root`` hold a sum as it is, beside other tokens for example?"""
-    stack, seen = [root], set[fx.Node]()
-    while stack:
-        node = stack.pop()
-        if node in sums:
-            return True
-        if node not in seen and not is_heavy(node):
-            seen.add(node)
-            stack.extend(node.all_input_nodes)
-    return False
 
 
 def _rejected(branches: Branches, feature: Feature, reason: Reason, detail: str) -> Rejected:
@@ -118,12 +106,12 @@ def _axes(node: fx.Node) -> int:
 def _plain(branches: Branches, tokens: list[Feature]) -> Left:
     """The branches that are no attention or MLP, and stand alone at the rim or bring in what another stream made."""
     plain = [feature for feature in tokens if branches.is_plain(feature)]
-    body = [feature for feature in tokens if feature not in plain]
+    body = [feature for feature in tokens if feature not in plain and branches.work[feature]]
     sides = {feature: _side(branches, feature, body) for feature in plain}
     for feature, side in sides.items():
         like = [other for other in plain if _is_like(branches, feature, other)]
         near = [other for other in plain if sides[other] == side and _are_linked(branches, feature, other)]
-        if side and not like and not near:
+        if side and not like and not near and (branches.convolves(feature) or _is_apart(feature, body)):
             yield feature, Reason.RIM, f"{side} the blocks"
         elif body and branches.brings_in(feature):
             yield feature, Reason.BROUGHT_IN, f"into {feature.residual.add.name}"
@@ -135,6 +123,14 @@ def _side(branches: Branches, feature: Feature, body: list[Feature]) -> str:
     is_before = any(branches.needs(other, feature) for other in near)
     is_behind = any(branches.needs(feature, other) for other in near)
     return "" if is_before == is_behind else "before" if is_before else "behind"
+
+
+def _is_apart(feature: Feature, body: list[Feature]) -> bool:
+    """Is there a product between the stream of a branch and every stream of the blocks: an embedder, or a head?"""
+    sums = {other.residual.add for other in body}
+    roots = {other.residual.root for other in body}
+    own = feature.residual
+    return own.root not in roots and not holds(own.root, sums) and not any(holds(root, {own.add}) for root in roots)
 
 
 def _is_like(branches: Branches, feature: Feature, other: Feature) -> bool:

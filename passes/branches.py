@@ -63,6 +63,9 @@ class Branches:
             return False
         return len(work) == 1 or all(map(_keeps_channels, work))
 
+    def convolves(self, feature: Feature) -> bool:
+        return all(packet(node) is aten.convolution for node in self.on_stream(feature))
+
     def likeness(self, feature: Feature) -> tuple[object, ...]:
         """The operators and sizes of its work: equal in blocks that come again."""
         return tuple((packet(node), *map(_shape, contraction_operands(node))) for node in self.on_stream(feature))

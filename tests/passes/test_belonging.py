@@ -217,6 +217,17 @@ class TestRim:
         assert (modules.kinds, modules.reasons) == (["attention", "mlp"], [])
         assert (stack.kinds, stack.reasons) == (["stack"], [])
 
+    def test_layer_on_the_tokens(self):
+        """One product that is added to the tokens as they leave the blocks is the MLP of the last block."""
+
+        def wire(m: Model, x: Tensor, text: Tensor) -> Tensor:
+            x = torch.cat([text, m.blocks(m.embed(x))], 1)
+            return m.head(x + m.modulate(x))
+
+        modules, stack = both(wire, sample(), tokens(2))
+        assert (modules.kinds, modules.reasons) == ([*BLOCKS, "mlp"], [])
+        assert (stack.kinds, stack.reasons) == (["stack"], [])
+
     def test_model_of_convolutions(self):
         """Where there is nothing else, they are the blocks."""
 
