@@ -25,7 +25,7 @@ def classify(
         activations: the nodes of the graph that depend on an input of the call; the rest are weights.
         nested: residual adds inside the region: a weight product behind one is more than attention's output projection.
     """
-    attention = {node for node in nodes if _is_attention(node, activations)}
+    attention = {node for node in nodes if is_attention(node, activations)}
     if not attention:
         return Kind.MLP
     projection = _descendants(attention, nodes) - _descendants(set(nested), nodes)
@@ -43,7 +43,8 @@ def activation_nodes(graph: fx.Graph, parameters: set[fx.Node]) -> set[fx.Node]:
     return found
 
 
-def _is_attention(node: fx.Node, activations: set[fx.Node]) -> bool:
+def is_attention(node: fx.Node, activations: set[fx.Node]) -> bool:
+    """Does ``node`` multiply activations with activations?"""
     if any_overload(node) in FUSED_ATTENTION | FUSED_LAYERS:
         return True
     if not is_heavy(node):

@@ -85,6 +85,19 @@ def ancestors(targets: Iterable[fx.Node], inside: Container[fx.Node] | None = No
     return found
 
 
+def holds(node: fx.Node, sums: Container[fx.Node]) -> bool:
+    """Does ``node`` need one of ``sums`` otherwise than through a heavy operator, beside other tokens for example?"""
+    stack, seen = [node], set[fx.Node]()
+    while stack:
+        node = stack.pop()
+        if node in sums:
+            return True
+        if node not in seen and not is_heavy(node):
+            seen.add(node)
+            stack.extend(node.all_input_nodes)
+    return False
+
+
 def descends_from(targets: Sequence[fx.Node], sources: Iterable[fx.Node], order: dict[fx.Node, int]) -> bool:
     """Does any of ``targets`` depend on any of ``sources``? Looks no further back than the earliest source."""
     wanted = set(sources)

@@ -14,6 +14,7 @@ from collections.abc import Iterable
 
 from torch import fx
 
+from taylorseer_fx.passes.belonging import find_outsiders
 from taylorseer_fx.passes.classify import activation_nodes, classify
 from taylorseer_fx.passes.dataflow import SeedReach, descends_from, seed_reach
 from taylorseer_fx.passes.find_residuals import find_features
@@ -25,12 +26,14 @@ from taylorseer_fx.passes.regions import Feature, Reason, Region, RegionSet, Rej
 
 def find_regions(graph: fx.Graph, parameters: Iterable[fx.Node]) -> RegionSet:
     """All regions of a canonical graph. ``parameters`` are its weight placeholders, the same in every call."""
+    parameters = set(parameters)
     found = find_features(graph)
     reach = seed_reach(graph, (feature.residual.source for feature in found))
     order = order_of(graph)
     outermost = _outermost(found, order, reach)
     nested = {feature.residual.add for feature in found} - {feature.residual.add for feature in outermost}
-    kept, rejected = _reject_non_floating(outermost)
+    outsiders = find_outsiders(graph, outermost, parameters)
+    kept, rejected = _reject_non_floating(tuple(feature for feature in outermost if feature not in outsiders))
     while True:
         owners = find_owners(graph, kept, roots=[feature.residual.add for feature in kept])
         groups = join_sharing(kept, owners, reach, lambda feature: feature.residual.source)
@@ -46,11 +49,11 @@ def find_regions(graph: fx.Graph, parameters: Iterable[fx.Node]) -> RegionSet:
         rejected += [entry for _, entry in final]
         dropped = inner.union(feature for group, _ in final for feature in group)
         kept = tuple(feature for feature in kept if feature not in dropped)
-    activations = activation_nodes(graph, set(parameters))
+    activations = activation_nodes(graph, parameters)
     regions = (_region(group, body, order, activations, nested, reach) for group, body in zip(groups, bodies, strict=True))
     return RegionSet(
         regions=tuple(sorted(regions, key=lambda region: order[region.features[0].node])),
-        rejected=tuple(rejected),
+        rejected=(*outsiders.values(), *rejected),
         num_residual_adds=len(found),
         num_heavy=sum(map(is_heavy, graph.nodes)),
     )

@@ -12,8 +12,11 @@ With gates that are constant between two full steps this forecasts what the modu
 feature instead of two a block.
 """
 
+from collections.abc import Iterable
+
 from torch import fx
 
+from taylorseer_fx.passes.belonging import find_outsiders_of_stack
 from taylorseer_fx.passes.dataflow import ancestors, descends_from, live_nodes, seed_reach
 from taylorseer_fx.passes.emit import Emit, adds_all_or_nothing, emitter, graph_fake_mode
 from taylorseer_fx.passes.find_residuals import find_features
@@ -37,9 +40,14 @@ Residuals = dict[fx.Node, ResidualAdd]
 
 
 @adds_all_or_nothing
-def find_stack(graph: fx.Graph) -> RegionSet:
-    """The stacks of a canonical graph, whose features are the exits of its streams. Entries are added to ``graph``."""
-    residuals = {feature.residual.add: feature.residual for feature in find_features(graph)}
+def find_stack(graph: fx.Graph, parameters: Iterable[fx.Node]) -> RegionSet:
+    """The stacks of a canonical graph, whose features are the exits of its streams. Entries are added to ``graph``.
+
+    ``parameters`` are its weight placeholders. What does not belong to the blocks is executed where it is in no stack.
+    """
+    found, parameters = find_features(graph), set(parameters)
+    outsiders = find_outsiders_of_stack(graph, found, parameters)
+    residuals = {feature.residual.add: feature.residual for feature in found if feature not in outsiders}
     exits = _exits(graph, residuals)
     rejected = [_not_floating(node) for node in exits if not _is_floating(node)]
     entries = _Entries(graph, residuals)
@@ -55,7 +63,9 @@ def find_stack(graph: fx.Graph) -> RegionSet:
         rejected += [Rejected(region.path, reason, _exit_names(region)) for region, reason in refused.items()]
         dropped = {feature for region in refused for feature in region.features}
         kept = tuple(feature for feature in kept if feature not in dropped)
-    return RegionSet(tuple(regions), tuple(rejected), num_residual_adds=len(residuals), num_heavy=sum(map(is_heavy, graph.nodes)))
+    inside = {node for region in regions for node in region.nodes}
+    rejected += [entry for feature, entry in outsiders.items() if feature.residual.add not in inside]
+    return RegionSet(tuple(regions), tuple(rejected), num_residual_adds=len(found), num_heavy=sum(map(is_heavy, graph.nodes)))
 
 
 def _exits(graph: fx.Graph, residuals: Residuals) -> list[fx.Node]:

@@ -232,7 +232,7 @@ def _select(
         needed = sum(num_buffer_bytes(feature, storage) for feature in modules.features)
         if selection.budget is None or needed <= selection.budget:
             return "module", needed, modules
-    return "stack", needed, find("find_stack", lambda: find_stack(graph))
+    return "stack", needed, find("find_stack", lambda: find_stack(graph, parameters))
 
 
 def _cut_branches(

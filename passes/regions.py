@@ -38,6 +38,13 @@ class Reason(enum.Enum):
         "torch.backends.mha.set_fastpath_enabled(False)"
     )
     CYCLE = "one of its features is needed to compute another, so they cannot be forecast as one"
+    CONDITIONING = "it is made from the time and other small inputs alone, so gates and shifts are computed and not extrapolated"
+    RIM = "it stands alone on the sample or the output, before or behind the blocks, and is no attention or MLP of theirs"
+    BROUGHT_IN = "it is one product of another stream's state, and no attention or MLP of the stream it is added to"
+
+
+# Of these nothing is lost that the method has, and there is nothing to do about them: explain() lists them without a warning.
+MEANT = frozenset({Reason.CONDITIONING, Reason.RIM, Reason.BROUGHT_IN})
 
 
 @dataclass(frozen=True)

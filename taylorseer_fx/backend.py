@@ -30,7 +30,7 @@ from taylorseer_fx.messages import GRADIENTS, broken, mode_in_options, nothing_c
 from taylorseer_fx.passes.find_kept import num_buffer_bytes
 from taylorseer_fx.passes.pipeline import PassResult, run_passes
 from taylorseer_fx.passes.plain_graph import PlainGraph
-from taylorseer_fx.passes.regions import RegionSet
+from taylorseer_fx.passes.regions import MEANT, RegionSet
 from taylorseer_fx.passes.residual_ops import registered_names
 from taylorseer_fx.passes.specialize import StepKind
 from taylorseer_fx.recompile_limit import text_at_the_limit
@@ -318,8 +318,7 @@ class TaylorSeerBackend:
         )
 
     def _rejected(self, found: RegionSet) -> None:
-        if found.rejected:
-            entries = "".join(f"\n  {entry}" for entry in found.rejected)
+        if entries := "".join(f"\n  {entry}" for entry in found.rejected if entry.reason not in MEANT):
             self._notify("rejected", f"executed in every step, not forecast (explain() tells the same):{entries}")
 
     def _notify(self, topic: str, message: str) -> None:

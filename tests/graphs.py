@@ -116,7 +116,8 @@ def find_stacks(model: nn.Module, *args: Any, **kwargs: Any) -> Found:
 
 def stacks_in(traced: Traced) -> Found:
     gm = canonicalize(traced.gm)
-    return Found(traced, gm, find_stack(gm.graph))
+    placeholders = gm.graph.find_nodes(op="placeholder")
+    return Found(traced, gm, find_stack(gm.graph, [placeholders[i] for i in traced.static_inputs]))
 
 
 @contextmanager

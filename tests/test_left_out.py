@@ -178,7 +178,7 @@ class TestUnharmed:
     def test_find_stack(self, monkeypatch):
         """Here after its entries were added."""
         found = find(Flux(), *flux_inputs())
-        self.check(monkeypatch, found, find_stack_module, "order_of", lambda: find_stack(found.gm.graph))
+        self.check(monkeypatch, found, find_stack_module, "order_of", lambda: find_stack(found.gm.graph, ()))
 
     def check(self, monkeypatch, found: Found, module: Any, failing: str, run: Callable[[], Any]) -> None:
         """The pass calls ``failing`` when it has added nodes already."""

@@ -98,7 +98,7 @@ JOINT = r"(transformer_blocks\.\d+\.(attn|attn2|ff|ff_context))"
 BASIC = r"(transformer_)?blocks\.\d+\.(attn1|attn2|ff|ffn)"
 PATTERNS = {
     "G": Pattern(VARIANTS["DiTTransformer2DModel"], r"transformer_blocks\.\d+\.(attn1|ff)"),
-    "N": Pattern(VARIANTS["StableAudioDiTModel"], BASIC + r"|(pre|post)process_conv"),  # these are added to what they read
+    "N": Pattern(VARIANTS["StableAudioDiTModel"], BASIC),
     "X": Pattern(VARIANTS["WanTransformer3DModel-t2v"], BASIC),
     "W": Pattern(VARIANTS["ZImageTransformer2DModel"], r"(layers|\w+_refiner)\.\d+\.(attention_norm2|ffn_norm2)"),
     "J": Pattern(VARIANTS["SD3Transformer2DModel"], JOINT, unread=1),  # the last block has no text to update

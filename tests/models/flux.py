@@ -123,12 +123,12 @@ def flux3_reference_inputs(step: float, seed: int) -> Inputs:
     }
 
 
-def chroma() -> nn.Module:
+def chroma(num_layers: int = 3) -> nn.Module:
     return randomize(
         ChromaTransformer2DModel(
             in_channels=4,
-            num_layers=3,
-            num_single_layers=3,
+            num_layers=num_layers,
+            num_single_layers=num_layers,
             attention_head_dim=8,
             num_attention_heads=2,
             joint_attention_dim=16,

@@ -45,7 +45,8 @@ def row_of(variant: Variant, backend: BothBackend) -> str:
         layers = summary.num_layers if summary.num_regions else 1  # none: superseded by a graph for more shapes
         num_features += layers * summary.num_features
         kinds.update({kind: layers * n for kind, n in Counter(region.kind for region in report.regions).items()})
-        reasons.update({entry.reason.value: layers for entry in report.rejected})
+        for entry in report.rejected:
+            reasons[entry.reason.value] += layers
         flops.update({name: layers * count for name, count in summary.flops.items()})
     left_out = "; ".join(f"{count}: {reason}" for reason, count in sorted(reasons.items()))
     share = f"{flops['forecast'] / flops['full']:.1%}"
