@@ -13,26 +13,13 @@ from torch import fx
 from torch._functorch.compile_utils import fx_graph_cse
 
 from taylorseer_fx.passes.clean_up import eliminate_dead_code
-from taylorseer_fx.passes.emit import emitter, graph_fake_mode, graph_module
-from taylorseer_fx.passes.ops import aten
+from taylorseer_fx.passes.emit import graph_module
+from taylorseer_fx.passes.spelled_sums import write_sums_as_adds
 
 
 def canonicalize(gm: fx.GraphModule) -> fx.GraphModule:
     """A canonical copy of ``gm``; the placeholders keep their number and order."""
     graph = fx_graph_cse(gm.graph)
-    _split_addcmul(graph)
+    write_sums_as_adds(graph)
     eliminate_dead_code(graph)
     return graph_module(gm, graph)
-
-
-def _split_addcmul(graph: fx.Graph) -> None:
-    """``addcmul(x, g, f)``, the fused way to write a gated residual add, as the multiplication and the add that it is."""
-    for node in graph.find_nodes(op="call_function", target=aten.addcmul.default):
-        if node.kwargs.get("value", 1) != 1:
-            continue
-        trunk, gate, branch = node.args
-        with graph.inserting_before(node):
-            emit = emitter(graph, graph_fake_mode(graph))
-            add = emit(aten.add.Tensor, trunk, emit(aten.mul.Tensor, gate, branch))
-        add.meta = {**node.meta, "val": add.meta["val"]}
-        node.replace_all_uses_with(add)
