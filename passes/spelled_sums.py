@@ -6,7 +6,7 @@
              %c = sum(%s, [0])
              %d = add(%x, sub(%f, %x), alpha=0.3)     lerp(x, f, 0.3)         %d = add(mul(%x, 0.7), mul(%f, 0.3))
 
-``lerp`` with a tensor of weights is traced as ``where(|w| >= 0.5, f, x) + where(|w| >= 0.5, w - 1, w) * (f - x)``, which is
+``lerp`` with a tensor of weights is traced as ``where(|w| >= 0.5, f, x) + where(|w| >= 0.5, -(1 - w), w) * (f - x)``, which is
 ``(1 - w) * x + w * f``. All of it is the same algebra in the same dtype, up to rounding; tensors of whole numbers, and whatever
 comes out in another dtype or shape, are left alone, as are scalar weights outside [0, 1], with which rounding errors would grow.
 """
@@ -43,6 +43,8 @@ def write_sums_as_adds(graph: fx.Graph) -> None:
 def _addcmul(emit: Emit, node: fx.Node) -> fx.Node:
     trunk, gate, branch = node.args
     value = node.kwargs.get("value", 1)
+    if value == 1 and (lerp := _lerp_of_tensor(emit, trunk, (gate, branch))) is not None:
+        return lerp
     return emit(aten.add.Tensor, trunk, emit(aten.mul.Tensor, gate, branch), **({} if value == 1 else {"alpha": value}))
 
 
@@ -53,7 +55,9 @@ def _add(emit: Emit, node: fx.Node) -> fx.Node | None:
     if not (isinstance(left, fx.Node) and isinstance(right, fx.Node)):
         return None
     alpha = node.kwargs.get("alpha")
-    return _lerp_of_number(emit, left, right, alpha) if alpha is not None else _lerp_of_tensor(emit, left, right)
+    if alpha is not None:
+        return _lerp_of_number(emit, left, right, alpha)
+    return _lerp_of_tensor(emit, left, _operands(right, aten.mul))
 
 
 def _lerp_of_number(emit: Emit, base: fx.Node, difference: fx.Node, alpha: Any) -> fx.Node | None:
@@ -67,12 +71,12 @@ def _lerp_of_number(emit: Emit, base: fx.Node, difference: fx.Node, alpha: Any) 
     return emit(aten.add.Tensor, emit(aten.mul.Tensor, start, 1 - weight), emit(aten.mul.Tensor, end, weight))
 
 
-def _lerp_of_tensor(emit: Emit, base: fx.Node, product: fx.Node) -> fx.Node | None:
+def _lerp_of_tensor(emit: Emit, base: Any, product: tuple[Any, ...] | None) -> fx.Node | None:
     """Of the decomposition of ``lerp``, each part where it belongs."""
-    match = _operands(base, aten.where), _operands(product, aten.mul)
-    if match[0] is None or match[1] is None:
+    ends = _operands(base, aten.where)
+    if ends is None or product is None:
         return None
-    (is_large, end, start), (coefficient, difference) = match[0], match[1]
+    (is_large, end, start), (coefficient, difference) = ends, product
     chosen = _operands(coefficient, aten.where)
     if _operands(difference, aten.sub) != (end, start) or chosen is None or chosen[0] is not is_large:
         return None
@@ -123,7 +127,7 @@ def _stacked(node: fx.Node) -> tuple[list[fx.Node], int]:
     if not isinstance(cat, fx.Node) or packet(cat) is not aten.cat:
         return [], 0
     dim: int = dims[0] % len(sizes)  # type: ignore[operator, assignment]
-    along = (cat.args[1] if len(cat.args) > 1 else 0) % cat.meta["val"].dim()  # type: ignore[operator]
+    along = (cat.args[1] if len(cat.args) > 1 else 0) % cat.meta["val"].dim()
     parts: list[fx.Node] = list(cat.args[0])  # type: ignore[arg-type]
     each = (*sizes[:dim], *((1,) if cat is source else ()), *sizes[dim + 1 :])
     is_stack = along == dim and 1 < len(parts) == len(set(parts)) and _are_equal(sizes[dim], len(parts))

@@ -13,16 +13,20 @@ from dataclasses import dataclass
 from torch import fx
 
 from taylorseer_fx.passes.emit import Emit
-from taylorseer_fx.passes.ops import aten, packet, same_shape, tensor_meta, undress
+from taylorseer_fx.passes.ops import aten, dressed_input, packet, same_shape, tensor_meta
 
 
 @dataclass(frozen=True)
 class Multiple:
-    """A tensor without its dress, and what it is multiplied with up to where the way back began; numbers are not listed."""
+    """A tensor without its dress, and what it is multiplied with up to where the way back began; numbers are not listed.
+
+    ``is_shared``: something else reads the tensor, in whatever dress.
+    """
 
     node: fx.Node
-    factors: tuple[fx.Node, ...] = ()
-    depth: int = 0
+    factors: tuple[fx.Node, ...]
+    depth: int
+    is_shared: bool
 
 
 @dataclass(frozen=True)
@@ -43,13 +47,17 @@ def is_sum(node: fx.Node) -> bool:
 
 
 def summands(node: fx.Node) -> list[Summand]:
-    """Everything that a sum may carry on, what is multiplied least first; then, what has the shape of the sum without dress."""
+    """Everything that a sum may carry on, what is multiplied least first; then, what has the shape of the sum without dress.
+
+    What nothing but this sum reads feeds no branch; it may still be a later state of a stream that does, if it is a sum itself.
+    """
     left, right = node.all_input_nodes
     found = [
         Summand(multiple, branch)
         for side, branch in ((left, right), (right, left))
         if same_shape(side, node)
         for multiple in multiples(side)
+        if multiple.is_shared or is_sum(multiple.node)
     ]
 
     def rank(summand: Summand) -> tuple[int, bool]:
@@ -61,17 +69,27 @@ def summands(node: fx.Node) -> list[Summand]:
 
 def multiples(node: fx.Node) -> Iterator[Multiple]:
     """Everything that ``node`` is a multiple of, itself first, all without their dress."""
-    level = [Multiple(undress(node))]
-    seen = {level[0].node}
+    inner, is_shared = _undressed(node)
+    level = [Multiple(inner, (), 0, is_shared)]
+    seen = {inner}
     while level:
         yield from level
         behind: dict[fx.Node, Multiple] = {}
         for multiple in level:
             for operand, factors in multiplied(multiple.node):
-                inner = undress(operand)
-                behind.setdefault(inner, Multiple(inner, (*multiple.factors, *factors), multiple.depth + 1))
+                inner, is_shared = _undressed(operand)
+                behind.setdefault(inner, Multiple(inner, (*multiple.factors, *factors), multiple.depth + 1, is_shared))
         level = [multiple for node, multiple in behind.items() if node not in seen]
         seen |= behind.keys()
+
+
+def _undressed(node: fx.Node) -> tuple[fx.Node, bool]:
+    """The tensor in the dress that ``node`` is, and whether it, or some of the dress, has several readers."""
+    is_shared = len(node.users) > 1
+    while (inner := dressed_input(node)) is not None:
+        node = inner
+        is_shared |= len(node.users) > 1
+    return node, is_shared
 
 
 def multiplied(node: fx.Node) -> Iterator[tuple[fx.Node, tuple[fx.Node, ...]]]:
