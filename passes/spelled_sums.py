@@ -99,7 +99,7 @@ def _operands(node: Any, operator: Any) -> tuple[Any, ...] | None:
 
 
 def _sum_of_stack(emit: Emit, node: fx.Node) -> fx.Node | None:
-    parts, dim = _stacked(node)
+    parts, dim = _stacked(emit, node)
     if not parts or "dtype" in node.kwargs:
         return None
     dtype = node.meta["val"].dtype
@@ -109,13 +109,11 @@ def _sum_of_stack(emit: Emit, node: fx.Node) -> fx.Node | None:
         total = emit(aten.add.Tensor, total, cast(emit, part, wide))
     if packet(node) is aten.mean:
         total = emit(aten.div.Tensor, total, len(parts))
-    missing = node.meta["val"].dim() - total.meta["val"].dim()
-    if missing:
-        total = emit(aten.unsqueeze.default if missing > 0 else aten.squeeze.dim, total, dim)
-    return cast(emit, total, dtype)
+    keeps_dim = node.meta["val"].dim() > total.meta["val"].dim()
+    return cast(emit, emit(aten.unsqueeze.default, total, dim) if keeps_dim else total, dtype)
 
 
-def _stacked(node: fx.Node) -> tuple[list[fx.Node], int]:
+def _stacked(emit: Emit, node: fx.Node) -> tuple[list[fx.Node], int]:
     """The tensors that were stacked along the one dimension that ``node`` reduces, and that dimension; none if it is no stack.
 
     They are joined along it with a size of 1, or along the next one, from which a view then splits it off.
@@ -131,7 +129,15 @@ def _stacked(node: fx.Node) -> tuple[list[fx.Node], int]:
     parts: list[fx.Node] = list(cat.args[0])  # type: ignore[arg-type]
     each = (*sizes[:dim], *((1,) if cat is source else ()), *sizes[dim + 1 :])
     is_stack = along == dim and 1 < len(parts) == len(set(parts)) and _are_equal(sizes[dim], len(parts))
-    return (parts if is_stack and all(_are_equal(part.meta["val"].shape, each) for part in parts) else []), dim
+    if not is_stack or not all(_are_equal(part.meta["val"].shape, each) for part in parts):
+        return [], 0
+    return [_without_dim(emit, part, dim) for part in parts] if cat is source else parts, dim
+
+
+def _without_dim(emit: Emit, part: fx.Node, dim: int) -> fx.Node:
+    """What was unsqueezed to be joined."""
+    is_unsqueezed = packet(part) is aten.unsqueeze and part.args[1] % part.meta["val"].dim() == dim
+    return part.all_input_nodes[0] if is_unsqueezed else emit(aten.squeeze.dim, part, dim)
 
 
 def _are_equal(sizes: Any, others: Any) -> bool:

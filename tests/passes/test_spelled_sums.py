@@ -1,12 +1,15 @@
 """Sums that are spelled some other way, written as adds; and what only looks like them."""
 
+from collections.abc import Callable
+from functools import cache
+
 import pytest
 import torch
 from expecttest import TestCase
 from torch import Tensor, nn
 
 from taylorseer_fx.passes.canonicalize import canonicalize
-from tests.graphs import hand_made, nodes_without_value, op_counts, render, trace
+from tests.graphs import Traced, hand_made, nodes_without_value, op_counts, render, trace
 
 aten = torch.ops.aten
 
@@ -14,7 +17,7 @@ aten = torch.ops.aten
 class Spelled(nn.Module):
     """Sums of two matrices, or three, with weights from a vector; none is residual."""
 
-    def __init__(self, spell) -> None:
+    def __init__(self, spell: Callable[..., Tensor]) -> None:
         super().__init__()
         self.spell = spell
 
@@ -39,13 +42,20 @@ SPELLED = {
     "lerp-large": lambda x, f, w: torch.lerp(x, f, 0.8),
     "lerp-tensor": lambda x, f, w: torch.lerp(x, f, w),
 }
+
+
+@cache
+def traced_sum(name: str, dtype: torch.dtype = torch.float32) -> Traced:
+    return trace(Spelled(SPELLED[name]), *arguments(dtype))
+
+
 IS_LEFT = {"sum", "mean", "addcmul", "cat", "where", "view"}
 
 
 class TestApplied:
     @pytest.mark.parametrize("name", SPELLED)
     def test_only_adds_and_products_are_left(self, name):
-        gm = canonicalize(trace(Spelled(SPELLED[name]), *arguments()).gm)
+        gm = canonicalize(traced_sum(name).gm)
         assert not IS_LEFT & op_counts(gm).keys()
         assert nodes_without_value(gm) == []
         assert render(canonicalize(gm)) == render(gm)
@@ -54,10 +64,9 @@ class TestApplied:
     @pytest.mark.parametrize("name", SPELLED)
     def test_numerics(self, name, dtype):
         """The same value up to rounding, in the same dtype; a weight outside [0, 1] in a tensor is no trouble."""
-        args = arguments(dtype)
-        traced = trace(Spelled(SPELLED[name]), *args)
+        traced, eps = traced_sum(name, dtype), torch.finfo(dtype).eps
         (actual,) = canonicalize(traced.gm)(*traced.real_inputs)
-        torch.testing.assert_close(actual, SPELLED[name](*args), rtol=2 * torch.finfo(dtype).eps, atol=2 * torch.finfo(dtype).eps)
+        torch.testing.assert_close(actual, SPELLED[name](*arguments(dtype)), rtol=2 * eps, atol=2 * eps)
 
     def test_dynamic_shapes(self):
         gm = canonicalize(trace(Spelled(SPELLED["stacked-inside"]), *arguments(), dynamic=True).gm)
@@ -106,7 +115,7 @@ class TestSnapshots(TestCase):
     maxDiff = None
 
     def picture(self, name: str) -> str:
-        return render(canonicalize(trace(Spelled(SPELLED[name]), *arguments(torch.bfloat16)).gm))
+        return render(canonicalize(traced_sum(name, torch.bfloat16).gm))
 
     def test_addcmul(self):
         self.assertExpectedInline(
@@ -141,17 +150,13 @@ return (%add1)""",
 %arg1_1 : bfloat16[3, 4]
 %arg2_1 : bfloat16[3, 4]
 %mul = mul(%arg0_1, %arg1_1) : bfloat16[3, 4]
-%unsqueeze = unsqueeze(%arg1_1, 2) : bfloat16[3, 4, 1]
-%unsqueeze1 = unsqueeze(%arg2_1, 2) : bfloat16[3, 4, 1]
-%unsqueeze2 = unsqueeze(%mul, 2) : bfloat16[3, 4, 1]
-%convert_element_type = convert_element_type(%unsqueeze, float32) : float32[3, 4, 1]
-%convert_element_type1 = convert_element_type(%unsqueeze1, float32) : float32[3, 4, 1]
-%add = add(%convert_element_type, %convert_element_type1) : float32[3, 4, 1]
-%convert_element_type2 = convert_element_type(%unsqueeze2, float32) : float32[3, 4, 1]
-%add1 = add(%add, %convert_element_type2) : float32[3, 4, 1]
-%div = div(%add1, 3) : float32[3, 4, 1]
-%squeeze = squeeze(%div, 2) : float32[3, 4]
-%convert_element_type3 = convert_element_type(%squeeze, bfloat16) : bfloat16[3, 4]
+%convert_element_type = convert_element_type(%arg1_1, float32) : float32[3, 4]
+%convert_element_type1 = convert_element_type(%arg2_1, float32) : float32[3, 4]
+%add = add(%convert_element_type, %convert_element_type1) : float32[3, 4]
+%convert_element_type2 = convert_element_type(%mul, float32) : float32[3, 4]
+%add1 = add(%add, %convert_element_type2) : float32[3, 4]
+%div = div(%add1, 3) : float32[3, 4]
+%convert_element_type3 = convert_element_type(%div, bfloat16) : bfloat16[3, 4]
 return (%convert_element_type3)""",
         )
 
