@@ -17,6 +17,7 @@ from torch._functorch.compile_utils import fx_graph_cse
 from taylorseer_fx.passes.clean_up import eliminate_dead_code
 from taylorseer_fx.passes.decompose import decompose
 from taylorseer_fx.passes.emit import graph_module
+from taylorseer_fx.passes.spelled_sums import write_sums_as_adds
 
 
 def canonicalize(gm: fx.GraphModule, registered: Collection[str] | None = None) -> fx.GraphModule:
@@ -27,7 +28,9 @@ def canonicalize(gm: fx.GraphModule, registered: Collection[str] | None = None) 
         registered: names of the registered residual operators to write out; None: all there are.
     """
     graph = fx_graph_cse(gm.graph)
+    write_sums_as_adds(graph)
     if decompose(graph, registered):
         graph = fx_graph_cse(graph)
+        write_sums_as_adds(graph)
     eliminate_dead_code(graph)
     return graph_module(gm, graph)

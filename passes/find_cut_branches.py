@@ -5,8 +5,8 @@
     graph 2:  %out = add(%x, mul(%gate, %attn))        the add is here, the work was there
 
 In a graph that ends at a break, an output of the shape of an earlier state that it depends on through a heavy operator is such a
-branch, unless it is a state of a stream itself. In a graph that is a part of a broken model, so is an input that is added, gated
-or not, to another, where the sum is a state of a stream: others are added to it, or it is returned.
+branch, unless it is a state of a stream itself. In a graph that is a part of a broken model, so is an input that is added to
+another or taken from it, where the sum is a state of a stream: others are added to it, or it is returned. Both may be gated.
 """
 
 from collections.abc import Iterable
@@ -16,8 +16,9 @@ from torch import fx
 from taylorseer_fx.passes.dataflow import ancestors, seed_reach
 from taylorseer_fx.passes.emit import outputs
 from taylorseer_fx.passes.module_path import common_path, source_line
-from taylorseer_fx.passes.ops import aten, is_heavy, packet, same_shape, tensor_meta, undress
+from taylorseer_fx.passes.ops import is_heavy, same_shape, tensor_meta, undress
 from taylorseer_fx.passes.regions import Reason, RegionSet, Rejected
+from taylorseer_fx.passes.trunks import is_sum, multiples
 
 
 def find_leaving_branches(graph: fx.Graph, parameters: Iterable[fx.Node], found: RegionSet, where: str) -> tuple[Rejected, ...]:
@@ -46,14 +47,14 @@ def find_leaving_branches(graph: fx.Graph, parameters: Iterable[fx.Node], found:
 def find_arriving_branches(graph: fx.Graph, parameters: Iterable[fx.Node], found: RegionSet) -> tuple[Rejected, ...]:
     """The cut branches whose residual add is in ``graph``, a part of a broken model."""
     weights = set(parameters)
-    states = {undress(node) for node in outputs(graph) if isinstance(node, fx.Node)}
+    states = {multiple.node for node in outputs(graph) if isinstance(node, fx.Node) for multiple in multiples(node)}
     for feature in found.features:
         states |= {feature.residual.trunk, feature.residual.root}
     adds = {feature.residual.add for feature in found.features}
     rejected = []
-    for node in graph.find_nodes(op="call_function", target=aten.add.Tensor):
+    for node in graph.nodes:
         sides = node.all_input_nodes
-        if node not in states or node in adds or len(sides) != 2 or not same_shape(*sides):
+        if node not in states or node in adds or not is_sum(node) or not same_shape(*sides):
             continue
         trunk, branch = (_ready_made(side, weights) for side in sides)
         if trunk is not None and branch is not None and trunk is not branch:
@@ -62,11 +63,10 @@ def find_arriving_branches(graph: fx.Graph, parameters: Iterable[fx.Node], found
 
 
 def _ready_made(node: fx.Node, weights: set[fx.Node]) -> fx.Node | None:
-    """The floating-point input that ``node`` is, behind casts, views and one gate."""
-    node = undress(node)
-    if packet(node) is aten.mul and len(node.all_input_nodes) == 2:
-        factors = [undress(factor) for factor in node.all_input_nodes]
-        node = next((factor for factor in factors if factor.op == "placeholder" and same_shape(factor, node)), node)
+    """The floating-point input that ``node`` is, behind casts, views and gates."""
+    return next((multiple.node for multiple in multiples(node) if _is_floating_input(multiple.node, weights)), None)
+
+
+def _is_floating_input(node: fx.Node, weights: set[fx.Node]) -> bool:
     meta = tensor_meta(node)
-    is_input = node.op == "placeholder" and node not in weights and meta is not None and meta.dtype.is_floating_point
-    return node if is_input else None
+    return node.op == "placeholder" and node not in weights and meta is not None and meta.dtype.is_floating_point

@@ -4,9 +4,10 @@
     region:  [everything that only %xL needs]              live-out: %xL      kept: %xL - %x0
 
 The *exits* are the residual adds that the outputs read other than through a later one. The *entry* of an exit is what would be
-left of it if no branch added anything: its trunk, followed through earlier adds of its stream, through views and slices, and into
-the parts of a concatenation (FLUX joins its text and image streams halfway). Where that needs a residual add all the same, or has
-another shape than the exit, nothing is taken off, and the exit is kept as it is.
+left of it if no branch added anything: its trunk, followed through earlier adds of its stream, through views, slices and factors
+(what scales the stream scales the entry), and into the parts of a concatenation (FLUX joins its text and image streams halfway).
+Where that needs a residual add all the same, or has another shape than the exit, nothing is taken off, and the exit is kept as it
+is.
 
 With gates that are constant between two full steps this forecasts what the module granularity does, both being linear, from one
 feature instead of two a block.
@@ -19,7 +20,7 @@ from torch import fx
 from taylorseer_fx.passes.belonging import find_outsiders_of_stack
 from taylorseer_fx.passes.dataflow import ancestors, descends_from, live_nodes, seed_reach
 from taylorseer_fx.passes.emit import Emit, adds_all_or_nothing, emitter, graph_fake_mode
-from taylorseer_fx.passes.find_residuals import find_features
+from taylorseer_fx.passes.find_residuals import find_features, find_residuals
 from taylorseer_fx.passes.module_path import common_path, span_path
 from taylorseer_fx.passes.ops import aten, dressed_input, is_heavy, packet, same_shape, tensor_meta
 from taylorseer_fx.passes.ownership import find_bodies, find_owners, join_sharing
@@ -35,6 +36,7 @@ from taylorseer_fx.passes.regions import (
     order_of,
     region_border,
 )
+from taylorseer_fx.passes.trunks import multiples, multiplied, without_branch
 
 Residuals = dict[fx.Node, ResidualAdd]
 
@@ -45,9 +47,10 @@ def find_stack(graph: fx.Graph, parameters: Iterable[fx.Node]) -> RegionSet:
 
     ``parameters`` are its weight placeholders. What does not belong to the blocks is executed where it is in no stack.
     """
-    found, parameters = find_features(graph), set(parameters)
-    outsiders = find_outsiders_of_stack(graph, found, parameters)
-    residuals = {feature.residual.add: feature.residual for feature in found if feature not in outsiders}
+    parameters = set(parameters)
+    outsiders = find_outsiders_of_stack(graph, find_features(graph), parameters)
+    outside = {feature.node for feature in outsiders}
+    residuals = {feature.residual.add: feature.residual for feature in find_residuals(graph) if feature.node not in outside}
     exits = _exits(graph, residuals)
     rejected = [_not_floating(node) for node in exits if not _is_floating(node)]
     entries = _Entries(graph, residuals)
@@ -117,23 +120,30 @@ class _Entries:
         return entry if same_shape(entry, add) and not needs_add else None
 
     def _entry(self, node: fx.Node, emit: Emit) -> fx.Node:
-        states: list[fx.Node] = []  # from the exit back: each is the next one, dressed or added to
+        states: list[tuple[fx.Node, fx.Node]] = []  # from the exit back, each with the next, which is dressed, scaled or added to
         while node not in self._known and (before := self._before(node)) is not None:
-            states.append(node)
+            states.append((node, before))
             node = before
         if node not in self._known:
             self._known[node] = self._cat(node, emit) if packet(node) is aten.cat else node
         entry = self._known[node]
-        for state in reversed(states):
-            if state not in self._residuals:
-                entry = _redressed(state, entry, emit)
+        for state, before in reversed(states):
+            if state in self._residuals:
+                entry = without_branch(state, self._residuals[state].branch, entry, emit)
+            else:
+                entry = _redressed(state, before, entry, emit)
             self._known[state] = entry
         return entry
 
     def _before(self, node: fx.Node) -> fx.Node | None:
         if node in self._residuals:
             return next(side for side in node.all_input_nodes if side is not self._residuals[node].branch)
-        return dressed_input(node)
+        if (inner := dressed_input(node)) is not None:
+            return inner
+        return next((operand for operand, _ in multiplied(node) if self._is_on_stream(operand)), None)
+
+    def _is_on_stream(self, node: fx.Node) -> bool:
+        return any(multiple.node in self._residuals for multiple in multiples(node))
 
     def _cat(self, node: fx.Node, emit: Emit) -> fx.Node:
         parts: list[fx.Node] = node.args[0]  # type: ignore[assignment]
@@ -141,9 +151,8 @@ class _Entries:
         return node if entries == list(parts) else emit(aten.cat.default, entries, *node.args[1:], **node.kwargs)
 
 
-def _redressed(state: fx.Node, entry: fx.Node, emit: Emit) -> fx.Node:
-    """What ``state``, a view, slice, cast or mask of a tensor, makes of ``entry`` in the place of that tensor."""
-    inner = dressed_input(state)
+def _redressed(state: fx.Node, inner: fx.Node, entry: fx.Node, emit: Emit) -> fx.Node:
+    """What ``state``, a view, slice, cast, mask or multiple of ``inner``, makes of ``entry`` in its place."""
     if entry is inner:
         return state
     source: fx.Node = state.all_input_nodes[0]

@@ -49,8 +49,9 @@ MEANT = frozenset({Reason.CONDITIONING, Reason.RIM, Reason.BROUGHT_IN})
 
 @dataclass(frozen=True)
 class ResidualAdd:
-    """``add = trunk + branch``: ``trunk`` is undressed; ``source`` is the state of its stream that ``branch`` starts from, and
-    ``root`` the first state of that stream.
+    """``add = trunk + branch``, or a difference: ``trunk`` is undressed and without its ``factors``; ``source`` is the state of
+    its stream that ``branch`` starts from, and ``root`` the first state of that stream. ``is_plain``: the trunk is added as it is
+    to a branch of its shape.
     """
 
     add: fx.Node
@@ -58,6 +59,8 @@ class ResidualAdd:
     source: fx.Node
     branch: fx.Node
     root: fx.Node
+    factors: Nodes = ()
+    is_plain: bool = True
 
 
 @dataclass(frozen=True)
