@@ -68,7 +68,7 @@ def find_stack(graph: fx.Graph, parameters: Iterable[fx.Node]) -> RegionSet:
         kept = tuple(feature for feature in kept if feature not in dropped)
     inside = {node for region in regions for node in region.nodes}
     rejected += [entry for feature, entry in outsiders.items() if feature.residual.add not in inside]
-    return RegionSet(tuple(regions), tuple(rejected), num_residual_adds=len(found), num_heavy=sum(map(is_heavy, graph.nodes)))
+    return RegionSet(tuple(regions), tuple(rejected), num_residual_adds=len(residuals), num_heavy=sum(map(is_heavy, graph.nodes)))
 
 
 def _exits(graph: fx.Graph, residuals: Residuals) -> list[fx.Node]:
