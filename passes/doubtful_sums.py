@@ -11,7 +11,6 @@
 Sums of the plain form, ``x + f(x)``, are not judged here.
 """
 
-from collections import Counter
 from collections.abc import Sequence
 
 from torch import fx
@@ -25,10 +24,8 @@ def find_doubtful(found: Sequence[Feature], reach: SeedReach) -> set[Feature]:
     scaled = [feature for feature in found if feature.residual.factors]
     recurrent = {inner for inner in scaled if any(_scales_by_work_of(inner, outer, reach) for outer in found)}
     left = [feature for feature in found if feature not in recurrent]
-    lengths = Counter(feature.residual.root for feature in left)
-    long = {feature.residual.root: feature for feature in left if lengths[feature.residual.root] > 1}
     unusual = (feature for feature in left if not feature.residual.is_plain)
-    return recurrent | {outer for outer in unusual if any(_lies_around(outer, inner, reach) for inner in long.values())}
+    return recurrent | {outer for outer in unusual if _lies_around_streams(outer, left, reach)}
 
 
 def _scales_by_work_of(inner: Feature, outer: Feature, reach: SeedReach) -> bool:
@@ -40,17 +37,21 @@ def _scales_by_work_of(inner: Feature, outer: Feature, reach: SeedReach) -> bool
     return is_work and inner.residual.add in ancestors([outer.node])
 
 
-def _lies_around(outer: Feature, inner: Feature, reach: SeedReach) -> bool:
-    """Does all that the outer branch reads of its stream go through the stream of ``inner``, from its first state to its last?"""
-    source, root = outer.residual.source, inner.residual.root
-    if root is outer.residual.root or not reach.depends_through_heavy(root, source):
+def _lies_around_streams(outer: Feature, found: Sequence[Feature], reach: SeedReach) -> bool:
+    """Does all that the outer branch reads of its stream go through streams that begin in it, of two sums or more?"""
+    source, root = outer.residual.source, outer.residual.root
+    roots = {feature.residual.root for feature in found if feature.residual.root is not root}
+    born = {root for root in roots if reach.depends_through_heavy(root, source)}
+    if not born:
         return False
-    return inner.residual.add in ancestors([outer.node]) and not _descends_beside(outer.node, source, root)
+    leading = ancestors([outer.node])
+    inner = [feature for feature in found if feature.residual.root in born and feature.residual.add in leading]
+    return len(inner) > 1 and not _descends_beside(outer.node, source, {feature.residual.root for feature in inner})
 
 
-def _descends_beside(node: fx.Node, source: fx.Node, root: fx.Node) -> bool:
-    """Does ``node`` depend on ``source`` other than through ``root``?"""
-    seen, stack = {root}, [node]
+def _descends_beside(node: fx.Node, source: fx.Node, roots: set[fx.Node]) -> bool:
+    """Does ``node`` depend on ``source`` other than through ``roots``?"""
+    seen, stack = set(roots), [node]
     while stack:
         top = stack.pop()
         if top is source:

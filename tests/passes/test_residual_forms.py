@@ -6,16 +6,21 @@ stream's (``tests/forms.py``). Which tensor is the feature is known: ``y``.
 
 from collections.abc import Callable
 from functools import cache
+from string import ascii_uppercase
 
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
+from expecttest import TestCase
 from torch import Tensor, fx, nn
 
 from taylorseer_fx.passes.dataflow import ancestors
-from taylorseer_fx.passes.regions import Feature, RegionSet
+from taylorseer_fx.passes.find_cut_branches import find_arriving_branches
+from taylorseer_fx.passes.regions import Feature, Reason, RegionSet
 from tests.forms import FORMS
-from tests.graphs import Found, find, is_heavy_op, op_name, pass_inputs, stacks_in, trace
+from tests.graphs import Found, find, find_stacks, hand_made, is_heavy_op, op_name, pass_inputs, render, stacks_in, trace
+
+aten = torch.ops.aten
 
 T, D = 3, 4
 
@@ -206,3 +211,129 @@ class TestNoTrunk:
         assert found.region_of("mm", 9) == 0
         assert len(found.regions.features) == 1
         assert found.regions.num_residual_adds == 3  # and two of values less what is read: within the branch, like the state
+
+
+def scaled(emit, x, y, g):
+    return [emit(aten.div.Tensor, emit(aten.add.Tensor, emit(aten.mul.Tensor, x, 0.7), emit(aten.mul.Tensor, g, y)), 0.8)]
+
+
+def negated(emit, x, y, g):
+    return [emit(aten.neg.default, emit(aten.sub.Tensor, emit(aten.mul.Tensor, y, g), emit(aten.mul.Tensor, x, g)))]
+
+
+def read_on(emit, x, y, g):
+    return [emit(aten.sin.default, emit(aten.sub.Tensor, x, y))]
+
+
+class TestBeyondABreak:
+    """The work was in another graph: both summands are inputs of this one."""
+
+    @pytest.mark.parametrize("build", [scaled, negated])
+    def test_is_reported(self, build):
+        gm = hand_made(build, (T, D), (T, D), (D,))
+        (rejected,) = find_arriving_branches(gm.graph, [], RegionSet((), (), 0, 0))
+        assert rejected.reason is Reason.BEYOND_BREAK
+
+    @pytest.mark.parametrize("build", [read_on, lambda emit, x, y, g: [emit(aten.sub.Tensor, x, g)]])
+    def test_is_none(self, build):
+        """The sum is no state of a stream: nothing is added to it, and it is not returned; or one of both is no branch."""
+        gm = hand_made(build, (T, D), (T, D), (D,))
+        assert find_arriving_branches(gm.graph, [], RegionSet((), (), 0, 0)) == ()
+
+
+def magnitude_preserving(w: nn.ParameterList, x: Tensor, time: Tensor) -> Tensor:
+    for weight in w[:2]:
+        x = (0.8 * x + 0.6 * time * (x.tanh() @ weight)) / 0.9
+    return x
+
+
+def differences(w: nn.ParameterList, x: Tensor, time: Tensor) -> Tensor:
+    x = (1 + time) * x - x.tanh() @ w[0]
+    return x + time * (x.tanh() @ w[1] - x)
+
+
+class TestSnapshots(TestCase):
+    """In a picture every operator stands behind the letter of the region that it belongs to, if any; a star marks a feature."""
+
+    maxDiff = None
+
+    def picture(self, found: Found) -> str:
+        region = {node: ascii_uppercase[i] for i, r in enumerate(found.regions.regions) for node in r.nodes}
+        features = {feature.node for feature in found.regions.features}
+        lines = zip(found.gm.graph.nodes, render(found.gm).splitlines(), strict=True)
+        return "\n".join(f"{region.get(node, ' ')}{'*' if node in features else ' '} {line}" for node, line in lines)
+
+    def stack(self, wire: Callable[..., Tensor]) -> Found:
+        torch.manual_seed(0)
+        return find_stacks(Wired(wire).eval(), torch.randn(T, D), torch.randn(D))
+
+    def test_magnitude_preserving_sum(self):
+        """What scales the stream and the branch is computed in every step."""
+        self.assertExpectedInline(self.picture(find_in(magnitude_preserving)), """\
+   %arg0_1 : float32[4, 4]
+   %arg1_1 : float32[4, 4]
+   %arg2_1 : float32[3, 4]
+   %arg3_1 : float32[4]
+   %mul = mul(%arg2_1, 0.8) : float32[3, 4]
+   %mul1 = mul(%arg3_1, 0.6) : float32[4]
+A  %tanh = tanh(%arg2_1) : float32[3, 4]
+A* %mm = mm(%tanh, %arg0_1) : float32[3, 4]
+   %mul2 = mul(%mul1, %mm) : float32[3, 4]
+   %add = add(%mul, %mul2) : float32[3, 4]
+   %div = div(%add, 0.9) : float32[3, 4]
+   %mul3 = mul(%div, 0.8) : float32[3, 4]
+B  %tanh1 = tanh(%div) : float32[3, 4]
+B* %mm1 = mm(%tanh1, %arg1_1) : float32[3, 4]
+   %mul4 = mul(%mul1, %mm1) : float32[3, 4]
+   %add1 = add(%mul3, %mul4) : float32[3, 4]
+   %div1 = div(%add1, 0.9) : float32[3, 4]
+   %sin = sin(%div1) : float32[3, 4]
+   return (%sin)""")
+
+    def test_differences(self):
+        """The second branch holds the trunk, too, which is computed in every step."""
+        self.assertExpectedInline(self.picture(find_in(differences)), """\
+   %arg0_1 : float32[4]
+   %arg1_1 : float32[3, 4]
+   %arg2_1 : float32[4, 4]
+   %arg3_1 : float32[4, 4]
+   %add = add(%arg0_1, 1) : float32[4]
+   %mul = mul(%add, %arg1_1) : float32[3, 4]
+A  %tanh = tanh(%arg1_1) : float32[3, 4]
+A* %mm = mm(%tanh, %arg2_1) : float32[3, 4]
+   %sub = sub(%mul, %mm) : float32[3, 4]
+B  %tanh1 = tanh(%sub) : float32[3, 4]
+B* %mm1 = mm(%tanh1, %arg3_1) : float32[3, 4]
+   %sub1 = sub(%mm1, %sub) : float32[3, 4]
+   %mul1 = mul(%arg0_1, %sub1) : float32[3, 4]
+   %add1 = add(%sub, %mul1) : float32[3, 4]
+   %sin = sin(%add1) : float32[3, 4]
+   return (%sin)""")
+
+    def test_magnitude_preserving_stack(self):
+        """The entry is scaled as the stream is: by 0.8, over 0.9, by 0.8."""
+        found = self.stack(magnitude_preserving)
+        self.assertExpectedInline(self.picture(found), """\
+   %arg0_1 : float32[4, 4]
+   %arg1_1 : float32[4, 4]
+   %arg2_1 : float32[3, 4]
+   %arg3_1 : float32[4]
+   %mul = mul(%arg2_1, 0.8) : float32[3, 4]
+A  %mul1 = mul(%arg3_1, 0.6) : float32[4]
+A  %tanh = tanh(%arg2_1) : float32[3, 4]
+A  %mm = mm(%tanh, %arg0_1) : float32[3, 4]
+A  %mul2 = mul(%mul1, %mm) : float32[3, 4]
+A  %add = add(%mul, %mul2) : float32[3, 4]
+A  %div = div(%add, 0.9) : float32[3, 4]
+A  %mul3 = mul(%div, 0.8) : float32[3, 4]
+A  %tanh1 = tanh(%div) : float32[3, 4]
+A  %mm1 = mm(%tanh1, %arg1_1) : float32[3, 4]
+A  %mul4 = mul(%mul1, %mm1) : float32[3, 4]
+   %div1 = div(%mul, 0.9) : float32[3, 4]
+   %mul5 = mul(%div1, 0.8) : float32[3, 4]
+A* %add1 = add(%mul3, %mul4) : float32[3, 4]
+   %div2 = div(%add1, 0.9) : float32[3, 4]
+   %sin = sin(%div2) : float32[3, 4]
+   return (%sin)""")
+        (feature,) = found.regions.features
+        assert op_name(feature.base) == "mul"
