@@ -204,6 +204,11 @@ class Clock:
         track.count += 1
         return Source.COUNT, ((float(track.count),),)
 
+    def time_taken(self) -> tuple[int, ...]:
+        """Indices of the candidates for the time that were seen to move in the generations at hand."""
+        tracks = [track for track in self._tracks.values() if track.source is Source.TIMESTEP and track.streams is not None]
+        return tuple(sorted({i for track in tracks if track.streams for i in track.streams.movement.directions}))
+
     def abandon(self, scope: Scope | None) -> None:
         """A call failed: what comes next in this scope is a new generation, with a number of its own, since states remain."""
         track = self._tracks.get(scope.name if scope is not None else None)

@@ -17,6 +17,7 @@ from typing import Any
 
 from torch import nn
 
+from taylorseer_fx.attach_modular import GuiderStreams, is_guider, loops_of
 from taylorseer_fx.errors import ConfigError
 from taylorseer_fx.runtime.dispatch import Runtime
 from taylorseer_fx.runtime.scope import Run, Scope, StepIndex
@@ -43,7 +44,7 @@ class Attachments:
         elif isinstance(target, nn.Module):
             self._attach_model(_unwrapped(target), has_pipeline=False)
         else:
-            hint = "A pipeline has components and a progress_bar()."
+            hint = "A pipeline has components and a progress_bar(), or blocks of which one has it."
             raise ConfigError("pipe_or_model", "a diffusers pipeline or a torch.nn.Module", type(target).__name__, hint)
 
     def detach(self) -> None:
@@ -64,10 +65,20 @@ class Attachments:
         self._num_pipelines += 1
         runs = _PipelineRuns(self.runtime, weakref.ref(pipe), f"pipeline {self._num_pipelines}")
         self._pipelines.append(runs)
-        self._override(pipe, "progress_bar", runs.opening(pipe.progress_bar))
+        for loop in loops_of(pipe):
+            self._override(loop, "progress_bar", runs.opening(loop.progress_bar))
         for component in pipe.components.values():
             if isinstance(component, nn.Module):
                 self._attach_model(_unwrapped(component), has_pipeline=True)
+            elif is_guider(component):
+                runs.at_the_end.append(self._attach_guider(component))
+
+    def _attach_guider(self, guider: Any) -> Callable[[], None]:
+        """Returns what ends a stream that the guider began and did not end."""
+        streams = GuiderStreams.of(guider, self.runtime.scopes)
+        for name, replacement in streams.replacements(guider).items():
+            self._override(guider, name, replacement)
+        return streams.leave
 
     def _attach_model(self, model: nn.Module, has_pipeline: bool) -> None:
         if model in self._attached:
@@ -138,6 +149,7 @@ class _PipelineRuns:
     name: str
     indices: dict[type, StepIndex] = field(default_factory=dict)
     open_runs: list[Callable[[], None]] = field(default_factory=list)
+    at_the_end: list[Callable[[], None]] = field(default_factory=list)
 
     def opening(self, original: Callable[..., Any]) -> Callable[..., Any]:
         """``pipe.progress_bar`` that begins a run, which ends when the bar is closed, iterated to its end, or collected."""
@@ -172,6 +184,8 @@ class _PipelineRuns:
         def end() -> None:
             if end in self.open_runs:
                 self.open_runs.remove(end)
+                for leave_stream in self.at_the_end:
+                    leave_stream()
                 leave()
                 index.end()
                 self.runtime.forget(entered.name)
@@ -223,7 +237,7 @@ def _and_then(items: Iterable[Any], finish: Callable[[], None]) -> Iterator[Any]
 
 
 def _is_pipeline(target: Any) -> bool:
-    return callable(getattr(target, "progress_bar", None)) and hasattr(target, "components")
+    return hasattr(target, "components") and bool(loops_of(target))
 
 
 def _unwrapped(model: nn.Module) -> nn.Module:

@@ -116,10 +116,8 @@ class TaylorSeerBackend:
     def reset(self) -> None:
         """Forget all streams and free their derivative buffers; the next call begins a new generation.
 
-        A new generation is recognised by its timestep going back, so this is needed only where it does not: after a single call
-        (to warm up, or a run of one step) at the timestep that the next generation begins with, which otherwise looks like
-        serial guidance; and after a generation that was broken off before the timestep that the next one begins at. Compiled
-        graphs stay; captured CUDA graphs and their memory go.
+        A new generation is recognised by its timestep going back, so this is needed only after one that was broken off before
+        the timestep that the next one begins at. Compiled graphs stay; captured CUDA graphs and their memory go.
         """
         self._runtime.reset()
 
@@ -129,8 +127,8 @@ class TaylorSeerBackend:
         Args:
             name: any string: "cond" and "uncond", or a request's identity.
             step: index of the denoising step, from 0. Given it, no timestep is read (on a GPU, reading one waits for the
-                device); a lower step than the last begins a new generation, and the same step again is a further stream of
-                that name, as under serial guidance. None: the step follows from the timesteps.
+                device); a lower step than the last begins a new generation, and the same step again with other conditioning
+                is a further stream of that name, as under serial guidance. None: the step follows from the timesteps.
 
         Raises:
             ConfigError: ``name`` is no string, or ``step`` no index.
@@ -177,7 +175,9 @@ class TaylorSeerBackend:
             graph = max((i for i, entry in enumerate(self._graphs) if entry.numbers.regions), default=-1)
         graph_of_place = {role: state.layout[0] for (_, role), state in self._runtime.states.items()}
         layers = Counter(graph_of_place.values())
-        return describe_model(self._graphs, graph, self.config, layers, self._describe_captures())
+        return describe_model(
+            self._graphs, graph, self.config, layers, self._describe_captures(), self._runtime.clock.time_taken()
+        )
 
     def _describe_captures(self) -> tuple[str, ...]:
         graphs = self._runtime.graphs

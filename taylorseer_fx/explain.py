@@ -20,6 +20,7 @@ from taylorseer_fx.passes.emit import graph_fake_mode
 from taylorseer_fx.passes.failures import failure_report
 from taylorseer_fx.passes.find_kept import num_buffer_bytes
 from taylorseer_fx.passes.flops import count_flops
+from taylorseer_fx.passes.module_path import source_line
 from taylorseer_fx.passes.narrow import all_demanded
 from taylorseer_fx.passes.pipeline import PassResult, StageRecord, count_ops
 from taylorseer_fx.passes.read_whole import ReadWhole, find_read_whole
@@ -86,6 +87,7 @@ class GraphNumbers:
     flops: dict[str, int]
     traffic: dict[str, Traffic]
     time_inputs: tuple[str, ...]
+    time_sources: tuple[str, ...]
     read_whole: tuple[ReadWhole, ...]
 
 
@@ -114,6 +116,7 @@ class Report(GraphNumbers):
     number: int
     graphs: tuple[GraphSummary, ...]
     cuda_graphs: tuple[str, ...]
+    time_taken: tuple[int, ...]
     _remade: Passes = field(repr=False)
 
     def graph(self, name: str) -> fx.GraphModule:
@@ -188,7 +191,7 @@ class Report(GraphNumbers):
             f"schedule:      {self.schedule}  ({num_full} of {len(self.schedule)} steps full, "
             f"ceiling {len(self.schedule) / num_full:.2f}x)",
             f"buffers:       {format_bytes(self.buffer_bytes)} a stream (order {self.order}: {self.order + 1} a feature)",
-            f"time inputs:   {', '.join(self.time_inputs) or self._no_time()}",
+            *(f"{'time inputs:' if i == 0 else '':14} {line}" for i, line in enumerate(self._times())),
             *(f"{'read whole:' if i == 0 else '':14} {line}" for i, line in enumerate(self._read_whole())),
             *(f"{'CUDA graphs:' if i == 0 else '':14} {line}" for i, line in enumerate(self.cuda_graphs)),
         ]
@@ -207,6 +210,15 @@ class Report(GraphNumbers):
         moved = f"reads {format_bytes(traffic.read)}, writes {format_bytes(traffic.written)}"
         return f"{name + ' step:':14} {self.num_ops[name]} ops, {format_flops(self.flops[name])}, {moved}"
 
+    def _times(self) -> list[str]:
+        """The candidates for the time, where each is first read, and, of several, which were taken for it."""
+        several = len(self.time_inputs) > 1 and bool(self.time_taken)
+        lines = []
+        for i, (text, source) in enumerate(zip(self.time_inputs, self.time_sources, strict=True)):
+            verdict = (": the time, since it moves" if i in self.time_taken else ": not the time") if several else ""
+            lines.append(f"{text}, read at {source}{verdict}")
+        return lines or [self._no_time()]
+
     def _no_time(self) -> str:
         if any(entry.takes_time for entry in self.graphs):
             return "none in this graph; the one above that takes the timestep tells it"
@@ -214,11 +226,16 @@ class Report(GraphNumbers):
 
 
 def describe_model(
-    graphs: Sequence[CompiledGraph], number: int, config: BackendConfig, layers: Mapping[int, int], cuda_graphs: tuple[str, ...]
+    graphs: Sequence[CompiledGraph],
+    number: int,
+    config: BackendConfig,
+    layers: Mapping[int, int],
+    cuda_graphs: tuple[str, ...],
+    time_taken: tuple[int, ...],
 ) -> Report:
     """A report on one of the graphs of a model; ``layers`` counts the places that were called with each."""
     summaries = tuple(_summarize(entry, layers.get(i, 0)) for i, entry in enumerate(graphs))
-    return describe_graph(graphs[number], config, range(len(graphs))[number], summaries, cuda_graphs)
+    return describe_graph(graphs[number], config, range(len(graphs))[number], summaries, cuda_graphs, time_taken)
 
 
 def _summarize(graph: CompiledGraph, num_layers: int) -> GraphSummary:
@@ -240,8 +257,11 @@ def describe_graph(
     number: int = 0,
     summaries: tuple[GraphSummary, ...] = (),
     cuda_graphs: tuple[str, ...] = (),
+    time_taken: tuple[int, ...] = (),
 ) -> Report:
-    """A report on one graph; ``cuda_graphs`` are lines on how the model's graphs are captured."""
+    """A report on one graph; ``cuda_graphs`` are lines on how the model's graphs are captured, ``time_taken`` the indices of the
+    candidates for the time that were seen to move.
+    """
     return Report(
         **vars(graph.numbers),
         order=config.order,
@@ -249,6 +269,7 @@ def describe_graph(
         number=number,
         graphs=summaries or (_summarize(graph, 0),),
         cuda_graphs=cuda_graphs,
+        time_taken=time_taken,
         _remade=graph.passes,
     )
 
@@ -291,6 +312,7 @@ def count(result: PassResult, storage: Storage) -> GraphNumbers:
         flops={name: count_flops(gm.graph) for name, gm in graphs.items()},
         traffic={name: _traffic(name, gm) for name, gm in graphs.items()},
         time_inputs=tuple(_input_text(inputs[i]) for i in result.inputs.time),
+        time_sources=tuple(source_line(next(iter(inputs[i].users))) for i in result.inputs.time),
         read_whole=find_read_whole(graphs[StepKind.FORECAST.value].graph) if result.variants else (),
     )
 

@@ -215,8 +215,11 @@ class TestData:
         assert explained(full_steps=(0, 2))[1].schedule == "FT" * 25
 
     def test_time_inputs(self):
-        (time_input,) = explained()[1].time_inputs
+        report = explained()[1]
+        (time_input,), (source,) = report.time_inputs, report.time_sources
         assert time_input.endswith(" int64[2]")
+        assert f"time inputs:   {time_input}, read at {source}\n" in str(report)
+        assert "embeddings.py" in source
 
     def test_flops_and_ops(self):
         """A forecast step computes next to nothing, and its graph is the shorter one."""
