@@ -89,7 +89,7 @@ class _Track:
             self.generation = self.streams.generation + 1 if self.streams is not None else self.generation + 1
             self.source = source
             self.streams = Streams(self.generation, Movement({} if source is Source.TIMESTEP else {0: 1}), say)
-            known = self.streams.begin(call), True
+            known = self.streams.begin(call), False
         stream, execute = known
         return Tick((None, stream.number), stream.generation, stream.step, execute)
 

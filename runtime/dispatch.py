@@ -302,7 +302,7 @@ class Dispatcher:
         has_begun = any(
             stream == tick.stream and state.generation == tick.generation for (stream, _), state in self._runtime.states.items()
         )
-        if not has_begun:
+        if not has_begun and not tick.execute:  # else it is one call among several that look alike
             self._runtime.note_end(tick.stream)
         if tick.step > 0 and has_begun:
             self._runtime.notify("change in mid-generation", _CHANGED.format(step=tick.step))

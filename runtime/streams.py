@@ -167,7 +167,7 @@ class Streams:
         self._note_time(call)
         if self.num_calls == 1 and self._begun_alone is not None:
             return self._go_on(self._begun_alone, call), True
-        return self.begin(call), True
+        return self.begin(call), False
 
     def _next_step(self, stream: Stream, call: ForwardCall) -> tuple[Stream, bool]:
         is_first_move = not self.movement.directions

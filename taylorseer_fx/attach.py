@@ -5,6 +5,8 @@
     model.cache_context("cond")       the stream within the run
     model._reset_stateful_cache()     the pipeline is done (where only the model is attached)
 
+A modular pipeline has its progress bars in the loops among its blocks, and guiders in place of contexts (``attach_modular``).
+
 All of it by attributes set on the instances, so other pipelines of the same class are left alone, ``torch.compile``'s wrapper
 passes them through, and ``detach`` takes them off again.
 """

@@ -8,6 +8,7 @@ import torch
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from torch import Tensor, nn
 
+from taylorseer_fx.passes.call_inputs import find_samples
 from taylorseer_fx.passes.canonicalize import canonicalize
 from taylorseer_fx.passes.time_inputs import find_time_inputs
 from tests.graphs import trace
@@ -33,12 +34,15 @@ class Model(nn.Module):
         return self.wire(self, **inputs)
 
 
-def found(forward: Callable[..., Tensor], **inputs: Tensor) -> set[str]:
-    """The names of the inputs that are found to carry a time."""
+def found(forward: Callable[..., Tensor], is_part: bool = False, is_sure: bool = True, **inputs: Tensor) -> set[str]:
+    """The names of the inputs that may carry a time; none where none does for certain, unless ``is_sure`` is False."""
     traced = trace(Model(forward).eval(), **inputs)
     gm = canonicalize(traced.gm)
     placeholders = gm.graph.find_nodes(op="placeholder")
-    positions, _ = find_time_inputs(gm.graph, [placeholders[i] for i in traced.static_inputs])
+    weights = {placeholders[i] for i in traced.static_inputs}
+    positions, has_time = find_time_inputs(gm.graph, weights, find_samples(gm.graph, weights, is_part), is_part)
+    if is_sure and not has_time:
+        return set()
     by_identity = {id(tensor): name for name, tensor in inputs.items()}
     return {by_identity[id(traced.real_inputs[i])] for i in positions}
 
@@ -98,7 +102,7 @@ def test_two_times_in_one_embedding():
 
 
 def test_guidance_is_found_too():
-    """It does not change along a generation, so it does no harm."""
+    """It does not move from step to step, by which the time is known."""
 
     def forward(m, x, t, g):
         return x + (m.time(m.sinusoid(t)) + m.guidance(m.sinusoid(g)))[:, None]
@@ -148,3 +152,56 @@ def test_positions_are_in_order_and_of_the_graph():
     positions, _ = find_time_inputs(gm.graph, [placeholders[i] for i in traced.static_inputs])
     assert positions == tuple(sorted(positions))
     assert [tuple(placeholders[i].meta["val"].shape) for i in positions] == [(2,), (2,)]
+
+
+def test_the_sample_is_no_time():
+    """Fourier features of the coordinates themselves, beside the time, before one product: as the time in all but its shape."""
+
+    def forward(m, x, t):
+        waves = torch.cat([(x[..., :1] * m.fourier).sin(), (t[:, None, None] * m.fourier).cos().expand(2, 3, 4)], -1)
+        return x + m.linear(waves[..., ::2])
+
+    assert found(forward, x=X, t=torch.rand(2)) == {"t"}
+
+
+def test_the_sample_alone_is_no_time():
+    assert found(lambda m, x: x + m.linear((x * m.fourier).sin()), is_sure=False, x=X) == set()
+
+
+def test_a_time_for_every_sample_of_numbers():
+    """Where the sample is one number, as wide as the time is: both may be the time, until they move."""
+
+    def forward(m, x, t):
+        return x + m.linear(torch.cat([(x * m.fourier).sin(), (t * m.fourier).cos()], -1)[:, ::2])[:, :1]
+
+    assert found(forward, x=torch.rand(2, 1), t=torch.rand(2, 1)) == {"x", "t"}
+
+
+def test_a_token_of_its_own():
+    """Sines and cosines that join the tokens before any weight meets them."""
+
+    def forward(m, x, t):
+        return m.linear(torch.cat([(t[:, None] * m.fourier).sin()[:, None], x], 1))
+
+    assert found(forward, x=X, t=torch.rand(2)) == {"t"}
+
+
+def test_added_to_the_tokens():
+    assert found(lambda m, x, t: m.linear(x + (t[:, None] * m.fourier).sin()[:, None]), x=X, t=torch.rand(2)) == {"t"}
+
+
+@pytest.mark.parametrize(("is_part", "expected"), [(True, {"t"}), (False, set())])
+def test_returned_as_waves(is_part, expected):
+    """Where the model breaks behind its sines, the weight is in another graph."""
+    assert found(lambda m, t: (t[:, None] * m.fourier).sin(), is_part=is_part, t=torch.rand(2)) == expected
+
+
+def test_looked_up():
+    """Rows of a table of sines, or of classes: which of them moves is seen when the model runs."""
+
+    def forward(m, x, t, y):
+        return x + m.linear(m.labels.weight[t] + m.labels(y))[:, None]
+
+    inputs = {"x": X, "t": torch.tensor([1, 1]), "y": torch.tensor([1, 2])}
+    assert found(forward, **inputs) == set()
+    assert found(forward, is_sure=False, **inputs) == {"t", "y"}

@@ -230,7 +230,7 @@ class TestAlike:
     def test_three_windows_from_the_second_step_on(self):
         """No sampler calls three times."""
         found, topics = self.alike([900.0, *[600.0] * 3, *[300.0] * 3])
-        assert [tick.execute for tick in found] == [True, False, False, True, True, True, True]
+        assert [tick.execute for tick in found] == [False, False, False, True, True, True, True]
         assert topics
 
     def test_conditioning_made_anew(self):
