@@ -1,6 +1,6 @@
 """Write as adds the sums that are spelled some other way, for the finder of residual adds.
 
-    before:  %a = addcmul(%x, %g, %f, value=2)                        after:  %a = add(%x, mul(%g, %f), alpha=2)
+    before:  %a = addcmul(%x, %g, %f, value=2)                        after:  %a = add(%x, mul(mul(%g, %f), 2))
              %b = add(add(%x, 0), %f)                 sum([x, f])             %b = add(%x, %f)
              %s = view(cat([%x, %f]), [2, ...])       stack([x, f]).sum(0)    %c = add(%x, %f)
              %c = sum(%s, [0])
@@ -45,7 +45,8 @@ def _addcmul(emit: Emit, node: fx.Node) -> fx.Node:
     value = node.kwargs.get("value", 1)
     if value == 1 and (lerp := _lerp_of_tensor(emit, trunk, (gate, branch))) is not None:
         return lerp
-    return emit(aten.add.Tensor, trunk, emit(aten.mul.Tensor, gate, branch), **({} if value == 1 else {"alpha": value}))
+    product = emit(aten.mul.Tensor, gate, branch)
+    return emit(aten.add.Tensor, trunk, product if value == 1 else emit(aten.mul.Tensor, product, value))
 
 
 def _add(emit: Emit, node: fx.Node) -> fx.Node | None:

@@ -269,7 +269,9 @@ class TestSnapshots(TestCase):
 
     def test_magnitude_preserving_sum(self):
         """What scales the stream and the branch is computed in every step."""
-        self.assertExpectedInline(self.picture(find_in(magnitude_preserving)), """\
+        self.assertExpectedInline(
+            self.picture(find_in(magnitude_preserving)),
+            """\
    %arg0_1 : float32[4, 4]
    %arg1_1 : float32[4, 4]
    %arg2_1 : float32[3, 4]
@@ -288,11 +290,14 @@ B* %mm1 = mm(%tanh1, %arg1_1) : float32[3, 4]
    %add1 = add(%mul3, %mul4) : float32[3, 4]
    %div1 = div(%add1, 0.9) : float32[3, 4]
    %sin = sin(%div1) : float32[3, 4]
-   return (%sin)""")
+   return (%sin)""",
+        )
 
     def test_differences(self):
         """The second branch holds the trunk, too, which is computed in every step."""
-        self.assertExpectedInline(self.picture(find_in(differences)), """\
+        self.assertExpectedInline(
+            self.picture(find_in(differences)),
+            """\
    %arg0_1 : float32[4]
    %arg1_1 : float32[3, 4]
    %arg2_1 : float32[4, 4]
@@ -308,12 +313,15 @@ B* %mm1 = mm(%tanh1, %arg3_1) : float32[3, 4]
    %mul1 = mul(%arg0_1, %sub1) : float32[3, 4]
    %add1 = add(%sub, %mul1) : float32[3, 4]
    %sin = sin(%add1) : float32[3, 4]
-   return (%sin)""")
+   return (%sin)""",
+        )
 
     def test_magnitude_preserving_stack(self):
         """The entry is scaled as the stream is: by 0.8, over 0.9, by 0.8."""
         found = self.stack(magnitude_preserving)
-        self.assertExpectedInline(self.picture(found), """\
+        self.assertExpectedInline(
+            self.picture(found),
+            """\
    %arg0_1 : float32[4, 4]
    %arg1_1 : float32[4, 4]
    %arg2_1 : float32[3, 4]
@@ -334,6 +342,7 @@ A  %mul4 = mul(%mul1, %mm1) : float32[3, 4]
 A* %add1 = add(%mul3, %mul4) : float32[3, 4]
    %div2 = div(%add1, 0.9) : float32[3, 4]
    %sin = sin(%div2) : float32[3, 4]
-   return (%sin)""")
+   return (%sin)""",
+        )
         (feature,) = found.regions.features
         assert op_name(feature.base) == "mul"

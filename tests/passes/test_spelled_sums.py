@@ -125,7 +125,8 @@ class TestSnapshots(TestCase):
 %arg1_1 : bfloat16[4]
 %arg2_1 : bfloat16[3, 4]
 %mul = mul(%arg1_1, %arg2_1) : bfloat16[3, 4]
-%add = add(%arg0_1, %mul, alpha=0.3) : bfloat16[3, 4]
+%mul1 = mul(%mul, 0.3) : bfloat16[3, 4]
+%add = add(%arg0_1, %mul1) : bfloat16[3, 4]
 return (%add)""",
         )
 
