@@ -97,6 +97,7 @@ class TestLeftAlone:
         [
             pytest.param(whole_numbers, id="whole-numbers"),
             pytest.param(lambda emit, x, f: [emit(aten.add.Tensor, x, 1)], id="one"),
+            pytest.param(lambda emit, x, f: [emit(aten.add.Tensor, x, 0)], id="a-copy-that-is-returned"),
             pytest.param(lerp_beyond, id="lerp-beyond-one"),
             pytest.param(lerp_backwards, id="lerp-of-nothing"),
             pytest.param(lambda emit, x, f: reduced(emit, x, f, stacked=False), id="no-stack"),
