@@ -75,7 +75,7 @@ class TestApplied:
 
 def whole_numbers(emit, x, f):
     ints = [emit(torch.ops.prims.convert_element_type.default, node, torch.int64) for node in (x, f)]
-    return [emit(aten.addcmul.default, ints[0], ints[1], ints[1]), emit(aten.add.Tensor, ints[0], 0)]
+    return [*reduced(emit, *ints), emit(aten.add.Tensor, emit(aten.add.Tensor, ints[0], 0), ints[1])]
 
 
 def lerp_beyond(emit, x, f):
