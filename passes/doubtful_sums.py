@@ -11,41 +11,42 @@
 Sums of the plain form, ``x + f(x)``, are not judged here.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Container, Sequence
+from functools import cache
 
 from torch import fx
 
 from taylorseer_fx.passes.dataflow import SeedReach, ancestors
 from taylorseer_fx.passes.regions import Feature
 
+Needs = Callable[[Feature], Container[fx.Node]]
+
 
 def find_doubtful(found: Sequence[Feature], reach: SeedReach) -> set[Feature]:
     """The features of ``found`` whose sum is none to forecast the branch of."""
+    needs = cache(lambda feature: ancestors([feature.node]))
     scaled = [feature for feature in found if feature.residual.factors]
-    recurrent = {inner for inner in scaled if any(_scales_by_work_of(inner, outer, reach) for outer in found)}
+    recurrent = {inner for inner in scaled if any(_scales_by_work_of(inner, outer, reach, needs) for outer in found)}
     left = [feature for feature in found if feature not in recurrent]
     unusual = (feature for feature in left if not feature.residual.is_plain)
-    return recurrent | {outer for outer in unusual if _lies_around_streams(outer, left, reach)}
+    return recurrent | {outer for outer in unusual if _lies_around_streams(outer, left, reach, needs)}
 
 
-def _scales_by_work_of(inner: Feature, outer: Feature, reach: SeedReach) -> bool:
+def _scales_by_work_of(inner: Feature, outer: Feature, reach: SeedReach, needs: Needs) -> bool:
     """Is a factor of the inner trunk computed from the outer stream by heavy operators, within the outer branch?"""
     if inner.residual.root is outer.residual.root:
         return False
     source = outer.residual.source
     is_work = any(reach.depends_through_heavy(factor, source) for factor in inner.residual.factors)
-    return is_work and inner.residual.add in ancestors([outer.node])
+    return is_work and inner.residual.add in needs(outer)
 
 
-def _lies_around_streams(outer: Feature, found: Sequence[Feature], reach: SeedReach) -> bool:
+def _lies_around_streams(outer: Feature, found: Sequence[Feature], reach: SeedReach, needs: Needs) -> bool:
     """Does all that the outer branch reads of its stream go through streams that begin in it, of two sums or more?"""
     source, root = outer.residual.source, outer.residual.root
     roots = {feature.residual.root for feature in found if feature.residual.root is not root}
     born = {root for root in roots if reach.depends_through_heavy(root, source)}
-    if not born:
-        return False
-    leading = ancestors([outer.node])
-    inner = [feature for feature in found if feature.residual.root in born and feature.residual.add in leading]
+    inner = [feature for feature in found if feature.residual.root in born and feature.residual.add in needs(outer)]
     return len(inner) > 1 and not _descends_beside(outer.node, source, {feature.residual.root for feature in inner})
 
 

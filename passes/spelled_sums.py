@@ -1,6 +1,6 @@
 """Write as adds the sums that are spelled some other way, for the finder of residual adds.
 
-    before:  %a = addcmul(%x, %g, %f, value=2)                        after:  %a = add(%x, mul(%g, %f), alpha=2)
+    before:  %a = addcmul(%x, %g, %f, value=2)                        after:  %a = add(%x, mul(mul(%g, %f), 2))
              %b = add(add(%x, 0), %f)                 sum([x, f])             %b = add(%x, %f)
              %s = view(cat([%x, %f]), [2, ...])       stack([x, f]).sum(0)    %c = add(%x, %f)
              %c = sum(%s, [0])
@@ -20,6 +20,7 @@ from torch.fx.experimental.symbolic_shapes import guard_or_false, sym_eq
 from taylorseer_fx.passes.emit import Emit, cast, emitter, graph_fake_mode
 from taylorseer_fx.passes.ops import aten, packet, same_shape, tensor_meta
 from taylorseer_fx.passes.taylor import accumulation_dtype
+from taylorseer_fx.passes.trunks import is_sum
 
 Rewrite = Callable[[Emit, fx.Node], fx.Node | None]
 
@@ -45,19 +46,26 @@ def _addcmul(emit: Emit, node: fx.Node) -> fx.Node:
     value = node.kwargs.get("value", 1)
     if value == 1 and (lerp := _lerp_of_tensor(emit, trunk, (gate, branch))) is not None:
         return lerp
-    return emit(aten.add.Tensor, trunk, emit(aten.mul.Tensor, gate, branch), **({} if value == 1 else {"alpha": value}))
+    product = emit(aten.mul.Tensor, gate, branch)
+    return emit(aten.add.Tensor, trunk, product if value == 1 else emit(aten.mul.Tensor, product, value))
 
 
 def _add(emit: Emit, node: fx.Node) -> fx.Node | None:
     left, right = node.args[:2]
-    if isinstance(left, fx.Node) and not isinstance(right, fx.Node):
-        return left if right == 0 else None
+    if isinstance(left, fx.Node) and not isinstance(right, fx.Node) and right == 0:
+        _drop_zero(node, left)
     if not (isinstance(left, fx.Node) and isinstance(right, fx.Node)):
         return None
     alpha = node.kwargs.get("alpha")
     if alpha is not None:
         return _lerp_of_number(emit, left, right, alpha)
     return _lerp_of_tensor(emit, left, _operands(right, aten.mul))
+
+
+def _drop_zero(node: fx.Node, summand: fx.Node) -> None:
+    """Where the sum goes on. Elsewhere it stays: an output of the graph must not become one of its inputs."""
+    if same_shape(summand, node) and summand.meta["val"].dtype == node.meta["val"].dtype:
+        node.replace_all_uses_with(summand, delete_user_cb=is_sum)
 
 
 def _lerp_of_number(emit: Emit, base: fx.Node, difference: fx.Node, alpha: Any) -> fx.Node | None:

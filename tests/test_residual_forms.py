@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from taylorseer_fx import taylorseer_backend
 from taylorseer_fx.config import BackendConfig
-from tests.forms import LINEAR, Form
+from tests.forms import LINEAR, OTHERS, Form
 from tests.models.both import BothBackend
 from tests.reference import HookReference
 from tests.zoo import Inputs, randomize, smooth
@@ -39,9 +40,8 @@ def inputs_of(step: int) -> Inputs:
     return {"x": smooth((2, 6, 8), step, 0, torch.float64), "timestep": torch.full((2,), 1000.0 - 20 * step, dtype=torch.float64)}
 
 
-def assert_equal(actual: Tensor, expected: Tensor, step: int) -> None:
-    error = float((actual - expected).abs().max() / expected.abs().max())
-    assert error <= TOLERANCE, f"step {step} is off by {error:.2e}"
+def relative_error(actual: Tensor, expected: Tensor) -> float:
+    return float((actual - expected).abs().max() / expected.abs().max())
 
 
 def build(forms: dict[str, Form], tapped: bool = False) -> Formed:
@@ -56,12 +56,29 @@ def test_equals_the_reference(order):
     model, tapped = build(LINEAR), build(LINEAR, tapped=True)
     backend = BothBackend(BackendConfig(compiler="eager", **settings))
     compiled = torch.compile(model, backend=backend, fullgraph=True)
-    references = HookReference(model, list(model.layers), **settings), HookReference(tapped, [tapped.added], **settings)
+    of_modules, of_stack = (
+        HookReference(model, list(model.layers), **settings),
+        HookReference(tapped, [tapped.added], **settings),
+    )
     for step in range(NUM_STEPS):
-        expected = [reference(step, inputs_of(step)) for reference in references]
         compiled(**inputs_of(step))
         (call,) = backend.take_calls()
-        assert call.was_full == references[0].is_full(step)
-        assert_equal(call.modules[0], expected[0], step)
-        assert_equal(call.stack[0], expected[1], step)
+        assert call.was_full == of_modules.is_full(step)
+        assert relative_error(call.modules[0], of_modules(step, inputs_of(step))) <= TOLERANCE, f"step {step}"
+        assert relative_error(call.stack[0], of_stack(step, inputs_of(step))) <= TOLERANCE, f"step {step}, stack"
+        assert (relative_error(call.modules[0], model(**inputs_of(step))) <= TOLERANCE) == call.was_full
     assert len(backend.explain().regions) == len(LINEAR)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("order", [0, 2])
+def test_others(order):
+    """Where the stream is normed, or the branch holds the trunk, too."""
+    settings = {"order": order, "interval": 3, "warmup": 2}
+    model = build(OTHERS)
+    compiled = torch.compile(model, backend=taylorseer_backend(compiler="eager", **settings), fullgraph=True)
+    reference = HookReference(model, list(model.layers), **settings)
+    for step in range(NUM_STEPS):
+        output, plain = compiled(**inputs_of(step)), model(**inputs_of(step))
+        assert relative_error(output, reference(step, inputs_of(step))) <= TOLERANCE, f"step {step}"
+        assert (relative_error(output, plain) <= TOLERANCE) == reference.is_full(step)

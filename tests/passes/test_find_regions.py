@@ -381,7 +381,7 @@ class TestNotARegion:
             pytest.param(lambda m, x, other: m.mlp(x) + other, id="positional-embedding"),
             pytest.param(lambda m, x, other: m.mlp(x) + m.attention(x), id="sum-of-two-branches"),
             pytest.param(lambda m, x, other: m.mlp(x) + other[0, 0], id="bias"),
-            pytest.param(lambda m, x, other: x + m.mlp(x).mean(1, keepdim=True), id="broadcast"),
+            pytest.param(lambda m, x, other: x.mean(1, keepdim=True) + m.mlp(x), id="broadcast-trunk"),
             pytest.param(lambda m, x, other: x + 1.0, id="constant"),
             pytest.param(lambda m, x, other: x.view(torch.bfloat16)[..., : x.shape[-1]].float() + m.mlp(x), id="its-bits"),
             pytest.param(lambda m, x, other: x + norm(x), id="nothing-heavy"),

@@ -16,6 +16,7 @@ from torch import Tensor, fx, nn
 
 from taylorseer_fx.passes.dataflow import ancestors
 from taylorseer_fx.passes.find_cut_branches import find_arriving_branches
+from taylorseer_fx.passes.ops import undress
 from taylorseer_fx.passes.regions import Feature, Reason, RegionSet
 from tests.forms import FORMS
 from tests.graphs import Found, find, find_stacks, hand_made, is_heavy_op, op_name, pass_inputs, render, stacks_in, trace
@@ -42,7 +43,7 @@ class Formed(nn.Module):
 def formed() -> tuple[Found, Found, dict[str, fx.Node]]:
     """What is found at either granularity, and the input of each form in the graph of the modules and of the stacks."""
     torch.manual_seed(0)
-    streams = {form.replace("-", "_"): torch.randn(T, D) for form in FORMS}
+    streams = {form.replace("-", "_"): torch.randn(1, T, D) for form in FORMS}
     traced = trace(Formed(), torch.randn(D), **streams)
     modules, stacks = Found(traced, *pass_inputs(traced)), stacks_in(traced)
     starts = {form: found.node(x) for found in (modules, stacks) for form, x in zip(FORMS, streams.values(), strict=True)}
@@ -53,11 +54,15 @@ def features_of(regions: RegionSet, start: fx.Node) -> list[Feature]:
     return [feature for feature in regions.features if any(node.name == start.name for node in ancestors([feature.node]))]
 
 
-def expected_features(start: fx.Node, found: Found) -> list[fx.Node]:
-    """The products on the stream from ``start``, or the mean of each, which is smaller."""
+def products_on(start: fx.Node, found: Found) -> list[fx.Node]:
     heavy = [node for node in found.gm.graph.nodes if is_heavy_op(node)]
-    products = [node for node in heavy if any(source.name == start.name for source in ancestors([node]))]
-    return [user if op_name(user := next(iter(node.users))) == "mean" else node for node in products]
+    return [node for node in heavy if any(source.name == start.name for source in ancestors([node]))]
+
+
+def product_of(feature: Feature) -> fx.Node:
+    """The product that a feature is, in whatever shape, or the mean of."""
+    node = undress(feature.node)
+    return undress(node.all_input_nodes[0]) if op_name(node) == "mean" else node
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -65,7 +70,7 @@ def test_found(form):
     """Both branches, each a region with its product for a feature; and one stack, with an entry scaled as its stream is."""
     modules, stacks, starts = formed()
     features = features_of(modules.regions, starts[form])
-    assert [feature.node for feature in features] == expected_features(starts[form], modules)
+    assert list(map(product_of, features)) == products_on(starts[form], modules)
     assert len(features) == 2
     (exit_,) = features_of(stacks.regions, starts[form])
     assert (exit_.base is None) == (form == "normed")

@@ -75,7 +75,7 @@ class TestApplied:
 
 def whole_numbers(emit, x, f):
     ints = [emit(torch.ops.prims.convert_element_type.default, node, torch.int64) for node in (x, f)]
-    return [emit(aten.addcmul.default, ints[0], ints[1], ints[1]), emit(aten.add.Tensor, ints[0], 0)]
+    return [*reduced(emit, *ints), emit(aten.add.Tensor, emit(aten.add.Tensor, ints[0], 0), ints[1])]
 
 
 def lerp_beyond(emit, x, f):
@@ -97,6 +97,7 @@ class TestLeftAlone:
         [
             pytest.param(whole_numbers, id="whole-numbers"),
             pytest.param(lambda emit, x, f: [emit(aten.add.Tensor, x, 1)], id="one"),
+            pytest.param(lambda emit, x, f: [emit(aten.add.Tensor, x, 0)], id="a-copy-that-is-returned"),
             pytest.param(lerp_beyond, id="lerp-beyond-one"),
             pytest.param(lerp_backwards, id="lerp-of-nothing"),
             pytest.param(lambda emit, x, f: reduced(emit, x, f, stacked=False), id="no-stack"),
@@ -125,7 +126,8 @@ class TestSnapshots(TestCase):
 %arg1_1 : bfloat16[4]
 %arg2_1 : bfloat16[3, 4]
 %mul = mul(%arg1_1, %arg2_1) : bfloat16[3, 4]
-%add = add(%arg0_1, %mul, alpha=0.3) : bfloat16[3, 4]
+%mul1 = mul(%mul, 0.3) : bfloat16[3, 4]
+%add = add(%arg0_1, %mul1) : bfloat16[3, 4]
 return (%add)""",
         )
 
