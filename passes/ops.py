@@ -17,7 +17,7 @@ prims = torch.ops.prims
 # Overloads of one operator differ in their arguments, and so in what they do: ``view(shape)`` and ``view(dtype)``. These are the
 # ones that the passes know; a pass that names an operator means no other. An operator that is not here is known in all of them.
 OVERLOADS: dict[Any, frozenset[str]] = {
-    **dict.fromkeys((aten.add, aten.mul, aten.div), frozenset({"Tensor", "Scalar"})),
+    **dict.fromkeys((aten.add, aten.sub, aten.mul, aten.div, aten.ge), frozenset({"Tensor", "Scalar"})),
     **dict.fromkeys((aten.slice, aten.index), frozenset({"Tensor"})),
     **dict.fromkeys((aten.select, aten.transpose, aten.unbind), frozenset({"int"})),
     aten.squeeze: frozenset({"default", "dim", "dims"}),

@@ -313,8 +313,12 @@ def count(result: PassResult, storage: Storage) -> GraphNumbers:
         traffic={name: _traffic(name, gm) for name, gm in graphs.items()},
         time_inputs=tuple(_input_text(inputs[i]) for i in result.inputs.time),
         time_sources=tuple(source_line(next(iter(inputs[i].users))) for i in result.inputs.time),
-        read_whole=find_read_whole(graphs[StepKind.FORECAST.value].graph) if result.variants else (),
+        read_whole=find_read_whole(graphs[StepKind.FORECAST.value].graph) if _is_narrowed(result) else (),
     )
+
+
+def _is_narrowed(result: PassResult) -> bool:
+    return bool(result.variants) and not any(stage.left_out for stage in result.stages if stage.name == "narrow_forecast")
 
 
 def _step_graphs(result: PassResult) -> dict[str, fx.GraphModule]:
