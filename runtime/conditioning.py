@@ -5,8 +5,8 @@ A pipeline gives the same prompt to every step, so the tensors that come again t
     step 0:  model(x0, t0, cond)   model(x0, t0, uncond)        two streams
     step 1:  model(x1, t1, cond)   model(x1, t1, uncond)        each known by the tensor that comes again
 
-A tensor comes again where its memory, its place in it and its version are the same. One that nobody holds any more cannot come
-again, so conditioning that is made anew for every call, on a device, tells nothing.
+A tensor comes again where its memory, its place in it and its version are the same. Conditioning that is made anew for every call,
+on a device, tells nothing.
 """
 
 from collections.abc import Mapping, Sequence
@@ -30,9 +30,6 @@ class Value:
     shape: tuple[int, ...]
     values: tuple[Any, ...]
 
-    def may_return(self) -> bool:
-        return True
-
 
 @dataclass(frozen=True)
 class Held:
@@ -42,10 +39,6 @@ class Held:
     offset: int
     shape: tuple[int, ...]
     version: int
-
-    def may_return(self) -> bool:
-        """Does anybody hold it still?"""
-        return not self.storage.expired()  # type: ignore[no-untyped-call]
 
 
 Content = Value | Held
@@ -108,15 +101,9 @@ def read_samples(args: Sequence[Any], samples: Sequence[int]) -> tuple[Sample, .
 
 
 def still_fits(known: Conditioning, now: Conditioning) -> bool:
-    """May a call given ``now`` belong with earlier ones that were given ``known``? Not if something is missing that is still
-    held, and so may come again in another call. Where a graph was compiled anew, its inputs have other keys.
-    """
+    """Is a call given ``now`` given all of ``known``? Where a graph was compiled anew, its inputs have other keys."""
     there = set(now.values())
-    for key, content in known.items():
-        is_there = now[key] == content if key in now else content in there
-        if not is_there and content.may_return():
-            return False
-    return True
+    return all(now[key] == content if key in now else content in there for key, content in known.items())
 
 
 def in_common(known: Conditioning, now: Conditioning) -> dict[Key, Content]:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from typing import Any
 
-from taylorseer_fx.runtime.conditioning import Conditioning, Sample, in_common, is_same_sample, still_fits
+from taylorseer_fx.runtime.conditioning import Conditioning, Sample, Value, in_common, is_same_sample, still_fits
 from taylorseer_fx.runtime.forward import Site
 from taylorseer_fx.runtime.movement import Move, Movement, changes
 from taylorseer_fx.runtime.scope import Reading
@@ -62,12 +62,14 @@ class Stream:
     doubtful: bool = False
     was_doubtful: bool = False
 
-    def fits(self, call: ForwardCall) -> bool:
-        return still_fits(self.conditioning, call.conditioning)
+    def fits(self, call: ForwardCall, by_value: bool = False) -> bool:
+        """Is ``call`` given all that the calls so far shared, or all of it that is told ``by_value``?"""
+        known = {key: entry for key, entry in self.conditioning.items() if not by_value or isinstance(entry, Value)}
+        return still_fits(known, call.conditioning)
 
     def may_go_on_with(self, call: ForwardCall) -> bool:
-        """Could ``call`` be the next step? With one candidate for the time, that alone decides."""
-        return self.fits(call) and (len(call.reading) == 1 or not is_same_sample(self.last.samples, call.samples))
+        """Could ``call`` be at the next step? With one candidate for the time, that alone decides."""
+        return len(call.reading) == 1 or not is_same_sample(self.last.samples, call.samples)
 
     def take(self, call: ForwardCall, time: int) -> None:
         shared = in_common(self.conditioning, call.conditioning)
@@ -123,6 +125,9 @@ class Streams:
     def _owners(self, call: ForwardCall) -> tuple[list[Stream], Move]:
         """The streams that a call may belong to, none for one that was not called so far, and how the time moved for them."""
         moves = {stream: self._move(stream, call) for stream in self.active if stream.fits(call)}
+        if not moves and len(self.active) == 1 and not self.active[0].has_moved and self.active[0].fits(call, by_value=True):
+            moves = {self.active[0]: self._move(self.active[0], call)}  # what it shares with its next step is not known yet
+            moves = {stream: move for stream, move in moves.items() if move is Move.ON}
         if not moves and (stream := self._told_by_what_differs(call)) is not None:
             return [stream], Move.ON
         moves = {stream: move for stream, move in moves.items() if move is not Move.SAME or self._is_alike(stream, call)}
@@ -167,6 +172,10 @@ class Streams:
         self._note_time(call)
         if self.num_calls == 1 and self._begun_alone is not None:
             return self._go_on(self._begun_alone, call), True
+        waiting = [s for s in self.active if not s.has_moved and s.time < self.time and s.fits(call, by_value=True)]
+        if len(waiting) > 1:  # several streams, and nothing in this call says which
+            self.say()
+            return self._begin_anew(waiting[0], call)
         return self.begin(call), False
 
     def _next_step(self, stream: Stream, call: ForwardCall) -> tuple[Stream, bool]:

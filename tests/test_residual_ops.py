@@ -127,9 +127,8 @@ class TestParity:
 class TestNotRegistered:
     def test_error_names_it(self):
         compiled = torch.compile(Gated().eval(), backend=taylorseer_backend(compiler="eager"))
-        with pytest.raises(torch._dynamo.exc.BackendCompilerFailed) as raised:
+        with pytest.raises(NoRegionsError) as raised:
             compiled(**inputs(0))
-        assert isinstance(raised.value.inner_exception, NoRegionsError)
         assert raised.match(
             r"register it with taylorseer_fx\.register_residual_op \(taylorseer_tests\.gated_add\.default, at .*1 more"
         )
@@ -230,7 +229,7 @@ class TestCache:
             arguments = {"static_inputs": (), "storage": config.storage, "selection": config.selection, "registered": names}
             stored = StoredPasses.of(traced, arguments)
             register_residual_op(gated_add, as_add)
-            regions.append(len(stored.result.found.regions))
+            regions.append(len(stored.run().found.regions))
         assert regions == [0, 2]
 
 
