@@ -5,8 +5,8 @@ A pipeline gives the same prompt to every step, so the tensors that come again t
     step 0:  model(x0, t0, cond)   model(x0, t0, uncond)        two streams
     step 1:  model(x1, t1, cond)   model(x1, t1, uncond)        each known by the tensor that comes again
 
-A tensor comes again where its memory, its place in it and its version are the same. Conditioning that is made anew for every call,
-on a device, tells nothing.
+A tensor comes again where its memory, its place in it and its version are the same. Conditioning that is made anew for every
+call, on a device, tells nothing.
 """
 
 from collections.abc import Mapping, Sequence
