@@ -46,9 +46,11 @@ def _scaled(x: Tensor, factor: float) -> Tensor:
 
 
 def _adds_no_bias(node: fx.Node) -> bool:
-    """Is what a product is added to as large as the sum? The bias of a linear layer is not."""
+    """Is what a product is added to as large as the sum? The bias of a linear layer is not. With ``beta=0`` it isn't read at all,
+    and may be memory that nobody wrote to.
+    """
     x = node.args[0]
-    return isinstance(x, fx.Node) and same_shape(x, node)
+    return isinstance(x, fx.Node) and same_shape(x, node) and node.kwargs.get("beta", 1) != 0
 
 
 OF_TORCH: dict[OpOverload, Decomposition] = {

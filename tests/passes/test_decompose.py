@@ -154,6 +154,13 @@ class TestApplied:
         assert op_counts(after)["baddbmm"] == 0
         torch.testing.assert_close(after(*inputs), gm(*inputs))
 
+    def test_a_product_that_is_added_to_nothing(self):
+        """As attention with a bias writes its scores: with ``beta=0`` the first operand may be anything, infinity and no numbers."""
+        gm = hand_made(lambda emit, x, h, w: [emit(aten.baddbmm.default, x, h, w, beta=0)], (2, 3, 5), (2, 3, 4), (2, 4, 5))
+        unwritten = torch.full((2, 3, 5), float("nan"))
+        h, w = torch.randn(2, 3, 4), torch.randn(2, 4, 5)
+        torch.testing.assert_close(canonicalize(gm)(unwritten, h, w), h @ w)
+
     def test_product_added_to_the_stream_is_a_region(self):
         """As ``torch.addmm(x, h, w)`` writes it."""
 
