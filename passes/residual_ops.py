@@ -57,7 +57,6 @@ OF_TORCH: dict[OpOverload, Decomposition] = {
     aten.addcmul.default: Decomposition(_addcmul),
     aten.addcdiv.default: Decomposition(_addcdiv),
     aten.addmm.default: Decomposition(_addmm, _adds_no_bias),
-    aten.baddbmm.default: Decomposition(_addmm, _adds_no_bias),
 }
 
 REGISTERED: dict[OpOverload, Callable[..., Any]] = {}  # by users, for the life of the process
