@@ -50,7 +50,7 @@ def _adds_no_bias(node: fx.Node) -> bool:
     and may be memory that nobody wrote to.
     """
     x = node.args[0]
-    return isinstance(x, fx.Node) and same_shape(x, node) and node.kwargs.get("beta", 1) != 0
+    return isinstance(x, fx.Node) and same_shape(x, node) and bool(node.kwargs.get("beta", 1) != 0)
 
 
 OF_TORCH: dict[OpOverload, Decomposition] = {

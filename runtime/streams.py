@@ -125,12 +125,9 @@ class Streams:
     def _owners(self, call: ForwardCall) -> tuple[list[Stream], Move]:
         """The streams that a call may belong to, none for one that was not called so far, and how the time moved for them."""
         moves = {stream: self._move(stream, call) for stream in self.active if stream.fits(call)}
-        if not moves and len(self.active) == 1 and not self.active[0].has_moved and self.active[0].fits(call, by_value=True):
-            moves = {self.active[0]: self._move(self.active[0], call)}  # what it shares with its next step is not known yet
-            moves = {stream: move for stream, move in moves.items() if move is Move.ON}
-        if not moves and (stream := self._told_by_what_differs(call)) is not None:
-            return [stream], Move.ON
         moves = {stream: move for stream, move in moves.items() if move is not Move.SAME or self._is_alike(stream, call)}
+        if not moves and (stream := self._told_by_what_differs(call) or self._at_its_second_step(call)) is not None:
+            return [stream], Move.ON
         if not moves:
             assert self._latest is not None
             return [], self.movement.of(self._latest.last.reading, call.reading, may_begin=False)
@@ -148,6 +145,21 @@ class Streams:
             own = {content for content in in_common(stream.conditioning, call.conditioning).values() if content not in others}
             if own and self.movement.of(stream.last.reading, call.reading, may_begin=True) is Move.ON:
                 found.append(stream)
+        return found[0] if len(found) == 1 else None
+
+    def _at_its_second_step(self, call: ForwardCall) -> Stream | None:
+        """The one stream whose second step the call may be. What its calls share is not known yet: it is told by values, and of
+        several streams by shapes.
+        """
+        several = len(self.active) > 1
+        found = [
+            stream
+            for stream in self.active
+            if not stream.has_moved
+            and stream.fits(call, by_value=True)
+            and self._move(stream, call) is Move.ON
+            and not (several and stream.last.graph[:2] != call.graph[:2])
+        ]
         return found[0] if len(found) == 1 else None
 
     def _move(self, stream: Stream, call: ForwardCall) -> Move:

@@ -5,9 +5,8 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import ClassifierFreeGuidance, FlowMatchEulerDiscreteScheduler, SkipLayerGuidance, WanTransformer3DModel
+from diffusers import ClassifierFreeGuidance, FlowMatchEulerDiscreteScheduler, WanTransformer3DModel
 from diffusers.guiders.guider_utils import BaseGuidance
-from diffusers.hooks import LayerSkipConfig
 from diffusers.modular_pipelines import ModularPipeline, SequentialPipelineBlocks
 from diffusers.modular_pipelines.wan.before_denoise import WanPrepareLatentsStep, WanSetTimestepsStep, WanTextInputStep
 from diffusers.modular_pipelines.wan.denoise import WanDenoiseStep
@@ -96,26 +95,6 @@ def test_the_same_with_and_without_names(settings, num_guided):
     assert torch.equal(run(attached[1]), run(apart[1]))
     assert num_calls(attached[0]) == num_calls(apart[0])
     assert sum(num_calls(attached[0])) == NUM_STEPS + num_guided
-
-
-@pytest.mark.filterwarnings("ignore:taylorseer_fx. the model does not compile")  # diffusers' hooks that skip a layer break it
-def test_a_layer_skipped():
-    """Skip-layer guidance calls with the prompt again, through fewer layers: a stream of its own."""
-    guider = SkipLayerGuidance(
-        guidance_scale=3.0,
-        skip_layer_guidance_start=0.2,
-        skip_layer_guidance_stop=0.8,
-        skip_layer_config=LayerSkipConfig(indices=[1], fqn="_orig_mod.blocks"),
-    )
-    backend, pipe = pipeline(guider, transformer(num_layers=2))
-    backend.attach(pipe)
-    streams = set()
-    step = pipe.scheduler.step
-    pipe.scheduler.step = lambda *args, **kwargs: (streams.add(backend.stats().streams), step(*args, **kwargs))[1]
-    first = run(pipe)
-    assert max(streams) == 3
-    assert backend.stats().forecast_calls > 0
-    assert torch.equal(run(pipe), first)
 
 
 @pytest.mark.parametrize("at_call", [1, 2, 5])
