@@ -1,0 +1,208 @@
+"""Join diffusers' modular pipelines: their runs, and the streams that a guider makes.
+
+    pipe(...)                            one run: its blocks are called once, and a generation begins and ends with that call
+    block.progress_bar(...)              closed: the loop is over, its buffers are freed before what comes next (a decoder)
+    guider.set_state(step=i, ...)        the step, known on the host
+    guider.prepare_inputs...(...)        the batches of the step, each with its identifier: "pred_cond", "pred_uncond", ...
+    guider.prepare_models(model)         the model is called with the next of these batches ...
+    guider.cleanup_models(model)         ... and was
+
+``pipe(...)`` is looked up on the class, where it calls what the instance holds as its blocks; so a stand-in is set there. Guiders
+and blocks are taken as they are when a run begins, so that components loaded or exchanged later are found, and are given back as
+they were when it ends, so that between runs they can be copied, pickled and shared.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from taylorseer_fx.attach_runs import End, Method, Override, PipelineRuns, nothing, opening, override
+from taylorseer_fx.errors import ConfigError
+from taylorseer_fx.runtime.dispatch import Runtime
+from taylorseer_fx.runtime.scope import Scope
+
+_BLOCKS = "_blocks"
+_IDENTIFIER_KEY = "__guidance_identifier__"
+
+
+def is_modular(target: Any) -> bool:
+    """Is ``target`` a pipeline made of blocks?"""
+    return callable(target) and hasattr(target, "blocks") and hasattr(target, "components")
+
+
+def is_guider(component: Any) -> bool:
+    """Does ``component`` make batches of its own for the calls of a step?"""
+    names = ("set_state", "prepare_inputs", "prepare_models", "cleanup_models")
+    return all(callable(getattr(component, name, None)) for name in names)
+
+
+def blocks_of(pipe: Any) -> tuple[str, Any]:
+    """The attribute that ``pipe`` calls when it is called, and its value.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    blocks = vars(pipe).get(_BLOCKS)
+    if not callable(blocks):
+        hint = "Attach its model instead, and name the streams by backend.stream()."
+        raise ConfigError("pipe_or_model", f"a pipeline that keeps the blocks it calls as {_BLOCKS!r}", type(pipe).__name__, hint)
+    return _BLOCKS, blocks
+
+
+@dataclass(eq=False)
+class ModularRuns:
+    """The runs of one modular pipeline. ``find_models`` attaches those models that are not yet."""
+
+    runs: PipelineRuns
+    is_attached: Callable[[], bool]
+    find_models: Callable[[Any], None]
+
+    @contextmanager
+    def running(self, pipe: Any, blocks: Any) -> Iterator[None]:
+        """A run, if it is of the attached pipeline and not of a shallow copy, which calls the same blocks."""
+        if pipe is not self.runs.pipe() or not self.is_attached():
+            yield
+            return
+        self.find_models(pipe)
+        end = self._begin(pipe, blocks)
+        try:
+            yield
+        finally:
+            end()
+
+    def _begin(self, pipe: Any, blocks: Any) -> End:
+        overrides: list[Override] = []
+        calls = GuidedCalls(self.runs.runtime)
+
+        def give_back() -> None:
+            for each in reversed(overrides):
+                each.undo()
+            calls.leave()
+
+        end = self.runs.begin(give_back)
+        overrides += [override(guider, *method) for guider in guiders(pipe) for method in calls.methods(guider).items()]
+        overrides += [override(loop, "progress_bar", opening(loop.progress_bar, self._loop())) for loop in loops(blocks)]
+        return end
+
+    def _loop(self) -> Callable[[], End]:
+        """Begins a loop in the run that just began; the end of the loop frees the run's buffers."""
+        runtime = self.runs.runtime
+        scope = runtime.scopes.get()
+        assert scope is not None
+        return lambda: lambda: runtime.forget(scope.name)
+
+
+class RunningBlocks:
+    """Stands for a pipeline's blocks: the same to whoever looks, but to call them is a run. A copy is one of the blocks alone."""
+
+    def __init__(self, blocks: Any, running: Callable[[Any, Any], AbstractContextManager[None]]) -> None:
+        self._stood_for, self._running = blocks, running
+
+    def __call__(self, pipe: Any, *args: Any, **kwargs: Any) -> Any:
+        with self._running(pipe, self._stood_for):
+            return self._stood_for(pipe, *args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stood_for, name)
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:
+        return type(self._stood_for)
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Callable[[Any], Any], tuple[Any]]:
+        return _itself, (self._stood_for,)
+
+    def __repr__(self) -> str:
+        return repr(self._stood_for)
+
+
+def _itself(value: Any) -> Any:
+    return value
+
+
+def guiders(pipe: Any) -> list[Any]:
+    """Those among the components of ``pipe``, each once."""
+    return list({id(component): component for component in pipe.components.values() if is_guider(component)}.values())
+
+
+def loops(blocks: Any) -> list[Any]:
+    """The blocks in ``blocks`` that have a progress bar, each once."""
+    found: dict[int, Any] = {}
+
+    def visit(block: Any) -> None:
+        if id(block) not in found:
+            found[id(block)] = block
+            for inner in getattr(block, "sub_blocks", {}).values():
+                visit(inner)
+
+    visit(blocks)
+    return [block for block in found.values() if callable(getattr(block, "progress_bar", None))]
+
+
+@dataclass(eq=False)
+class GuidedCalls:
+    """What guiders say in one run.
+
+    ``names``: of the batches that were prepared since the model was called last, each once, in their order. Two guiders may each
+    prepare theirs for calls that serve both (video and audio).
+    """
+
+    runtime: Runtime
+    names: list[str] = field(default_factory=list)
+    num_calls: int = 0
+    step: int | None = None
+    leave: End = nothing
+
+    def methods(self, guider: Any) -> dict[str, Method]:
+        """What stands for the methods of ``guider``."""
+        methods = {
+            "set_state": self._telling_step(guider.set_state),
+            "prepare_models": self._entering(guider.prepare_models),
+            "cleanup_models": self._leaving(guider.cleanup_models),
+        }
+        key = getattr(guider, "_identifier_key", _IDENTIFIER_KEY)
+        for name in ("prepare_inputs", "prepare_inputs_from_block_state"):
+            if callable(getattr(guider, name, None)):
+                methods[name] = self._preparing(getattr(guider, name), key)
+        return methods
+
+    def _telling_step(self, original: Method) -> Method:
+        def set_state(*args: Any, **kwargs: Any) -> Any:
+            step = kwargs.get("step", args[0] if args else None)
+            self.step = step if isinstance(step, int) else None
+            return original(*args, **kwargs)
+
+        return set_state
+
+    def _preparing(self, original: Method, key: str) -> Method:
+        def prepare_inputs(*args: Any, **kwargs: Any) -> Any:
+            batches = original(*args, **kwargs)
+            self._note([getattr(batch, key, None) for batch in batches])
+            return batches
+
+        return prepare_inputs
+
+    def _note(self, identifiers: Sequence[Any]) -> None:
+        if self.num_calls > 0:
+            self.names, self.num_calls = [], 0
+        names = [str(name) if name is not None else f"batch {i}" for i, name in enumerate(identifiers)]
+        self.names += [name for name in names if name not in self.names]
+
+    def _entering(self, original: Method) -> Method:
+        def prepare_models(*args: Any, **kwargs: Any) -> Any:
+            result = original(*args, **kwargs)
+            self.leave()
+            if self.num_calls < len(self.names):
+                self.leave = self.runtime.scopes.begin(Scope(self.names[self.num_calls], self.step))
+            self.num_calls += 1
+            return result
+
+        return prepare_models
+
+    def _leaving(self, original: Method) -> Method:
+        def cleanup_models(*args: Any, **kwargs: Any) -> Any:
+            self.leave()
+            return original(*args, **kwargs)
+
+        return cleanup_models
