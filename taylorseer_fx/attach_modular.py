@@ -65,32 +65,51 @@ class ModularRuns:
             yield
             return
         self.find_models(pipe)
-        end = self._begin(pipe, blocks)
+        run = _Run(self.runs.runtime)
+        end = self.runs.begin(run.give_back)
         try:
+            run.take(pipe, blocks)
             yield
         finally:
             end()
 
-    def _begin(self, pipe: Any, blocks: Any) -> End:
-        overrides: list[Override] = []
-        calls = GuidedCalls(self.runs.runtime)
 
-        def give_back() -> None:
-            for each in reversed(overrides):
-                each.undo()
-            calls.leave()
+@dataclass(eq=False)
+class _Run:
+    """What one run takes of its pipeline, and gives back."""
 
-        end = self.runs.begin(give_back)
-        overrides += [override(guider, *method) for guider in guiders(pipe) for method in calls.methods(guider).items()]
-        overrides += [override(loop, "progress_bar", opening(loop.progress_bar, self._loop())) for loop in loops(blocks)]
+    runtime: Runtime
+    overrides: list[Override] = field(default_factory=list)
+    open_loops: set[object] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self.calls = GuidedCalls(self.runtime)
+
+    def take(self, pipe: Any, blocks: Any) -> None:
+        """Listen to the guiders and the loops."""
+        for guider in guiders(pipe):
+            for name, method in self.calls.methods(guider).items():
+                self.overrides.append(override(guider, name, method))
+        for loop in loops(blocks):
+            self.overrides.append(override(loop, "progress_bar", opening(loop.progress_bar, self._begin_loop)))
+
+    def give_back(self) -> None:
+        """Leave guiders and loops as they were; a progress bar that is collected later ends nothing."""
+        for each in reversed(self.overrides):
+            each.undo()
+        self.open_loops.clear()
+        self.calls.leave()
+
+    def _begin_loop(self) -> End:
+        scope, loop = self.runtime.scopes.get(), object()
+        self.open_loops.add(loop)
+
+        def end() -> None:
+            if loop in self.open_loops and scope is not None:
+                self.open_loops.remove(loop)
+                self.runtime.forget(scope.name)
+
         return end
-
-    def _loop(self) -> Callable[[], End]:
-        """Begins a loop in the run that just began; the end of the loop frees the run's buffers."""
-        runtime = self.runs.runtime
-        scope = runtime.scopes.get()
-        assert scope is not None
-        return lambda: lambda: runtime.forget(scope.name)
 
 
 class RunningBlocks:
