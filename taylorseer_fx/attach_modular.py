@@ -13,9 +13,12 @@ they were when it ends, so that between runs they can be copied, pickled and sha
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
+
+import torch
+from torch import nn
 
 from taylorseer_fx.attach_runs import End, Method, Override, PipelineRuns, nothing, opening, override
 from taylorseer_fx.errors import ConfigError
@@ -209,15 +212,25 @@ class GuidedCalls:
         self.names += [name for name in names if name not in self.names]
 
     def _entering(self, original: Method) -> Method:
-        def prepare_models(*args: Any, **kwargs: Any) -> Any:
-            result = original(*args, **kwargs)
+        def prepare_models(denoiser: Any, *args: Any, **kwargs: Any) -> Any:
             self.leave()
-            if self.num_calls < len(self.names):
-                self.leave = self.runtime.scopes.begin(Scope(self.names[self.num_calls], self.step))
-            self.num_calls += 1
+            before = _forwards(denoiser)
+            result = original(denoiser, *args, **kwargs)
+            self._enter(is_changed=_forwards(denoiser) != before)
             return result
 
         return prepare_models
+
+    def _enter(self, is_changed: bool) -> None:
+        entered, name = ExitStack(), None
+        if self.num_calls < len(self.names):
+            name = self.names[self.num_calls]
+            entered.callback(self.runtime.scopes.begin(Scope(name, self.step)))
+        if is_changed:
+            self.runtime.notify("a guider changes the model", _CHANGED.format(name=name))
+            entered.enter_context(torch.compiler.set_stance("force_eager"))
+        self.leave = entered.close
+        self.num_calls += 1
 
     def _leaving(self, original: Method) -> Method:
         def cleanup_models(*args: Any, **kwargs: Any) -> Any:
@@ -225,3 +238,15 @@ class GuidedCalls:
             return original(*args, **kwargs)
 
         return cleanup_models
+
+
+def _forwards(model: Any) -> list[Any]:
+    """What is set on the modules of ``model`` over the ``forward`` of their classes."""
+    return [vars(module).get("forward") for module in model.modules()] if isinstance(model, nn.Module) else []
+
+
+_CHANGED = (
+    "for its batch {name!r} the guider changes modules of the model (leaves out a layer, or its attention) and puts them back after "
+    "it. torch.compile would compile the model anew each time, until it gives up; so these calls run as they are, in full, neither "
+    "compiled nor forecast. The guider's other batches are."
+)
