@@ -246,7 +246,7 @@ def _forwards(model: Any) -> list[Any]:
 
 
 _CHANGED = (
-    "for its batch {name!r} the guider changes modules of the model (leaves out a layer, or its attention) and puts them back after. "
+    "for its batch {name!r} the guider changes modules of the model (leaves out a layer, or its attention) and puts them back. "
     "torch.compile would compile the model anew each time, until it gives up; so these calls run as they are, in full, neither "
     "compiled nor forecast. The guider's other batches are."
 )
