@@ -12,9 +12,11 @@ from typing import Any
 import pytest
 import torch
 from diffusers import AutoGuidance, ClassifierFreeGuidance, FluxTransformer2DModel, LayerSkipConfig, SkipLayerGuidance
-from diffusers.modular_pipelines import ModularPipeline
+from diffusers.modular_pipelines import ModularPipeline, ModularPipelineBlocks
 from diffusers.modular_pipelines.flux.modular_blocks_flux import FluxCoreDenoiseStep
+from diffusers.modular_pipelines.ltx.modular_blocks_ltx import LTXCoreDenoiseStep
 from diffusers.modular_pipelines.wan.modular_blocks_wan import WanCoreDenoiseStep
+from diffusers.modular_pipelines.wan.modular_blocks_wan22 import Wan22CoreDenoiseStep
 from torch import Tensor, nn
 
 from taylorseer_fx import ConfigError, TaylorSeerBackend, TaylorSeerWarning, taylorseer_backend
@@ -22,6 +24,8 @@ from taylorseer_fx.attach_modular import GuidedCalls
 from taylorseer_fx.bench.pipelines import both_prompts, noise, pooled, randomize, shifted_flow, text, wan_scheduler
 from taylorseer_fx.bench.workloads import tiny_wan_transformer
 from taylorseer_fx.runtime.dispatch import Dispatcher
+from tests.pipelines import CASES
+from tests.pipelines.zoo import text_mask
 
 NUM_STEPS = 9
 SCHEDULE = {"order": 1, "interval": 3, "warmup": 2, "compiler": "eager"}
@@ -38,12 +42,17 @@ def skip_layer(**window: float) -> SkipLayerGuidance:
     return SkipLayerGuidance(3.0, skip_layer_config=LayerSkipConfig([1]), **window)
 
 
-def wan(guider: Any) -> ModularPipeline:
-    """Text to video without text encoder and decoder."""
-    pipe = WanCoreDenoiseStep().init_pipeline()
+def pipeline(blocks: ModularPipelineBlocks, **components: Any) -> ModularPipeline:
+    """Without text encoder and decoder."""
+    pipe = blocks.init_pipeline()
     pipe.set_progress_bar_config(disable=True)
-    pipe.update_components(transformer=tiny_wan_transformer(), scheduler=wan_scheduler(), guider=guider)
+    pipe.update_components(**components)
     return pipe
+
+
+def wan(guider: Any) -> ModularPipeline:
+    """Text to video."""
+    return pipeline(WanCoreDenoiseStep(), transformer=tiny_wan_transformer(), scheduler=wan_scheduler(), guider=guider)
 
 
 def wan_run(pipe: ModularPipeline, seed: int = 0, num_steps: int = NUM_STEPS) -> Tensor:
@@ -54,8 +63,6 @@ def wan_run(pipe: ModularPipeline, seed: int = 0, num_steps: int = NUM_STEPS) ->
 
 def flux_pipe() -> ModularPipeline:
     """Guidance is a number that the model takes; one call a step."""
-    pipe = FluxCoreDenoiseStep().init_pipeline()
-    pipe.set_progress_bar_config(disable=True)
     transformer = FluxTransformer2DModel(
         in_channels=4,
         num_layers=1,
@@ -67,8 +74,7 @@ def flux_pipe() -> ModularPipeline:
         axes_dims_rope=[2, 2, 4],
         guidance_embeds=True,
     )
-    pipe.update_components(transformer=randomize(transformer), scheduler=shifted_flow())
-    return pipe
+    return pipeline(FluxCoreDenoiseStep(), transformer=randomize(transformer), scheduler=shifted_flow())
 
 
 def flux_run(pipe: ModularPipeline, seed: int = 0) -> Tensor:
@@ -190,6 +196,30 @@ class TestNames:
         with listening(backend, pipe.transformer) as heard:
             flux_run(pipe)
         assert heard == [("pipeline 1", None)] * NUM_STEPS
+
+    def test_with_a_context_of_the_model(self):
+        """A loop that names its calls itself as well: names join."""
+        transformer = CASES["ltx"].build().transformer
+        backend, pipe = taylorseer_backend(), pipeline(LTXCoreDenoiseStep(), transformer=transformer, guider=cfg(start=0.12))
+        pipe.update_components(scheduler=shifted_flow())
+        backend.attach(pipe)
+        masks = {"prompt_attention_mask": text_mask(), "negative_prompt_attention_mask": text_mask(padding=3)}
+        video = {"height": 64, "width": 64, "num_frames": 9, "generator": torch.Generator().manual_seed(0)}
+        with listening(backend, transformer) as heard:
+            pipe(num_inference_steps=NUM_STEPS, **video, **masks, **both_prompts(0))
+        assert heard == [(f"pipeline 1/{name}/{name}", step) for name, step in in_order(GUIDERS["late"][1])]
+
+    def test_two_models_with_a_guider_each(self):
+        """One for high noise, one for low: one generation of the streams."""
+        models = {"transformer": tiny_wan_transformer(), "transformer_2": tiny_wan_transformer()}
+        backend, pipe = taylorseer_backend(), pipeline(Wan22CoreDenoiseStep(), guider=cfg(), guider_2=cfg(stop=0.5), **models)
+        pipe.update_components(scheduler=wan_scheduler())
+        backend.attach(pipe)
+        with listening(backend, models["transformer"]) as first, listening(backend, models["transformer_2"]) as second:
+            wan_run(pipe)
+        assert first + second == named("pipeline 1", GUIDERS["cut off"][1])
+        assert first
+        assert second
 
     def test_a_run_inside_a_run(self):
         """A preview in mid-step, by another pipeline with the same model and a guider of its own."""
