@@ -31,7 +31,7 @@ _IDENTIFIER_KEY = "__guidance_identifier__"
 
 def is_modular(target: Any) -> bool:
     """Is ``target`` a pipeline made of blocks?"""
-    return callable(target) and hasattr(target, "blocks") and hasattr(target, "components")
+    return not isinstance(target, nn.Module) and callable(target) and hasattr(target, "blocks") and hasattr(target, "components")
 
 
 def is_guider(component: Any) -> bool:
