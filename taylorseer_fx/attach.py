@@ -5,7 +5,7 @@
     model.cache_context("cond")       the stream within the run
     model._reset_stateful_cache()     the pipeline is done (where only the model is attached)
 
-Pipelines that are made of blocks have none of the first two; see ``attach_modular``.
+Pipelines that are made of blocks have no progress bar; see ``attach_modular`` for these, and for what a guider says in a run.
 
 All of it by attributes set on the instances, so other pipelines of the same class are left alone, ``torch.compile``'s wrapper
 passes them through, and ``detach`` takes them off again.
@@ -15,11 +15,12 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from torch import nn
 
-from taylorseer_fx.attach_modular import ModularRuns, RunningBlocks, blocks_of, is_modular
+from taylorseer_fx.attach_modular import ModularRuns, RunningBlocks, begin_guided, blocks_of, is_modular
 from taylorseer_fx.attach_runs import Override, PipelineRuns, opening, override
 from taylorseer_fx.errors import ConfigError
 from taylorseer_fx.runtime.dispatch import Runtime
@@ -66,7 +67,7 @@ class Attachments:
     def _attach_pipeline(self, pipe: Any) -> None:
         if pipe in self._attached:
             return
-        self._override(pipe, "progress_bar", opening(pipe.progress_bar, self._new_runs(pipe).begin))
+        self._override(pipe, "progress_bar", opening(pipe.progress_bar, partial(begin_guided, self._new_runs(pipe))))
         self._attach_models(pipe)
 
     def _attach_modular(self, pipe: Any) -> None:

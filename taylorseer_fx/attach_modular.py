@@ -68,13 +68,23 @@ class ModularRuns:
             yield
             return
         self.find_models(pipe)
-        run = _Run(self.runs.runtime)
-        end = self.runs.begin(run.give_back)
+        end = begin_guided(self.runs, blocks)
         try:
-            run.take(pipe, blocks)
             yield
         finally:
             end()
+
+
+def begin_guided(runs: PipelineRuns, blocks: Any = None) -> End:
+    """Begin a run that listens to the guiders of the pipeline, and to the loops in ``blocks``; returns what ends it."""
+    run = _Run(runs.runtime)
+    end = runs.begin(run.give_back)
+    try:
+        run.take(runs.pipe(), blocks)
+    except BaseException:
+        end()
+        raise
+    return end
 
 
 @dataclass(eq=False)

@@ -11,7 +11,14 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import AutoGuidance, ClassifierFreeGuidance, FluxTransformer2DModel, LayerSkipConfig, SkipLayerGuidance
+from diffusers import (
+    AutoGuidance,
+    ClassifierFreeGuidance,
+    DiffusionPipeline,
+    FluxTransformer2DModel,
+    LayerSkipConfig,
+    SkipLayerGuidance,
+)
 from diffusers.modular_pipelines import ModularPipeline, ModularPipelineBlocks
 from diffusers.modular_pipelines.flux.modular_blocks_flux import FluxCoreDenoiseStep
 from diffusers.modular_pipelines.ltx.modular_blocks_ltx import LTXCoreDenoiseStep
@@ -159,6 +166,26 @@ def named(prefix: str, windows: dict[str, range]) -> list[tuple[str, int]]:
     return [(f"{prefix}/{name}", step) for name, step in in_order(windows)]
 
 
+class GuidedPipeline(DiffusionPipeline):
+    """The loop of a pipeline with a progress bar and a guider."""
+
+    def __init__(self, transformer: nn.Module, guider: Any) -> None:
+        super().__init__()
+        self.register_modules(transformer=transformer, guider=guider)
+        self.set_progress_bar_config(disable=True)
+
+    def __call__(self) -> None:
+        inputs = {"hidden_states": noise((1, 4, 2, 8, 8), 0, torch.float32), "encoder_hidden_states": text(0)}
+        with self.progress_bar(total=NUM_STEPS):
+            for i in every():
+                time = torch.tensor([1000 - i])
+                self.guider.set_state(step=i, num_inference_steps=NUM_STEPS, timestep=time)
+                for _ in self.guider.prepare_inputs({}):
+                    self.guider.prepare_models(self.transformer)
+                    self.transformer(timestep=time, **inputs)
+                    self.guider.cleanup_models(self.transformer)
+
+
 ALWAYS = GUIDERS["always"][1]
 CHANGING = {"skip layer": SKIP, "auto guidance": UNCOND}  # the batches for which they change the model
 
@@ -221,6 +248,17 @@ class TestNames:
         assert first + second == named("pipeline 1", GUIDERS["cut off"][1])
         assert first
         assert second
+
+    def test_a_guider_in_a_pipeline_without_blocks(self):
+        """Some of those have one too: what their progress bar begins is listened to as well."""
+        backend, pipe = taylorseer_backend(), GuidedPipeline(tiny_wan_transformer(), skip_layer(skip_layer_guidance_stop=0.8))
+        backend.attach(pipe)
+        before = names_in(pipe, pipe.guider)
+        for run in range(2):
+            with warning_of("skip layer" if run == 0 else ""), listening(backend, pipe.transformer) as heard:
+                pipe()
+            assert heard == named("pipeline 1", GUIDERS["skip layer"][1])
+            assert names_in(pipe, pipe.guider) == before
 
     def test_a_run_inside_a_run(self):
         """A preview in mid-step, by another pipeline with the same model and a guider of its own."""
@@ -414,6 +452,7 @@ class TestForecasts:
         """Bit by bit, in a second run too; each stream has a warm-up of its own, when it begins."""
         build, windows = GUIDERS["late"]
         pipe = wan(build())
+        del pipe.transformer.blocks[1:]
         backend = compiled(pipe)
         expected = run_by_hand(backend, pipe, windows)
         backend.attach(pipe)
