@@ -27,7 +27,7 @@ from diffusers.modular_pipelines.wan.modular_blocks_wan22 import Wan22CoreDenois
 from torch import Tensor, nn
 
 from taylorseer_fx import ConfigError, TaylorSeerBackend, TaylorSeerWarning, taylorseer_backend
-from taylorseer_fx.attach_modular import GuidedCalls
+from taylorseer_fx.attach_guiders import GuidedCalls
 from taylorseer_fx.bench.pipelines import both_prompts, noise, pooled, randomize, shifted_flow, text, wan_scheduler
 from taylorseer_fx.bench.workloads import tiny_wan_transformer
 from taylorseer_fx.passes.specialize import StepKind
