@@ -1,89 +1,152 @@
-"""What a modular pipeline of diffusers tells: its denoising loops, and its guiders, which name the calls of a step.
+"""Join diffusers' modular pipelines, which are made of blocks.
 
-    with loop.progress_bar():                      a run
-        batches = guider.prepare_inputs(...)       the names: pred_cond, pred_uncond, ...
-        for batch in batches:
-            guider.prepare_models(model)           the stream of the next call
-            model(...)
-            guider.cleanup_models(model)
+    pipe(...)                    one run: its blocks are called once, and a generation begins and ends with that call
+    block.progress_bar(...)      closed: the loop is over, its buffers are freed before what comes next (a decoder)
+    pipe.guider                  the streams within the run, and the step; see ``attach_guiders``
 
-A guider that is put into the pipeline later is not known; its calls are told apart by their conditioning, as those of any loop.
+``pipe(...)`` is looked up on the class, where it calls what the instance holds as its blocks; so a stand-in is set there. Guiders
+and blocks are taken as they are when a run begins, so that components loaded or exchanged later are found, and are given back as
+they were when it ends, so that between runs they can be copied, pickled and shared.
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from taylorseer_fx.runtime.scope import Scope, ScopeVariable
+from torch import nn
+
+from taylorseer_fx.attach_guiders import GuidedCalls, guiders
+from taylorseer_fx.attach_runs import End, Override, PipelineRuns, itself, opening, override_method
+from taylorseer_fx.errors import ConfigError
+from taylorseer_fx.runtime.dispatch import Runtime
+
+_BLOCKS = "_blocks"
 
 
-def loops_of(pipe: Any) -> list[Any]:
-    """What makes the progress bars of a pipeline: the pipeline itself, or the loops among the blocks of a modular one."""
-    return [pipe] if callable(getattr(pipe, "progress_bar", None)) else list(_loops_in(vars(pipe).get("_blocks")))
+def is_modular(target: Any) -> bool:
+    """Is ``target`` a pipeline made of blocks?"""
+    return not isinstance(target, nn.Module) and callable(target) and hasattr(target, "blocks") and hasattr(target, "components")
 
 
-def _loops_in(block: Any) -> Iterator[Any]:
-    if callable(getattr(block, "progress_bar", None)):
-        yield block
-        return
-    for inner in dict(getattr(block, "sub_blocks", None) or {}).values():
-        yield from _loops_in(inner)
+def blocks_of(pipe: Any) -> tuple[str, Any]:
+    """The attribute that ``pipe`` calls when it is called, and its value.
 
-
-def is_guider(component: Any) -> bool:
-    """Does ``component`` make the batches of a step, and is told before and after each?"""
-    return all(callable(getattr(component, name, None)) for name in ("prepare_models", "cleanup_models", *_LISTINGS))
-
-
-_LISTINGS = ("prepare_inputs", "prepare_inputs_from_block_state")
+    Raises:
+        ConfigError: there is none.
+    """
+    blocks = vars(pipe).get(_BLOCKS)
+    if not callable(blocks):
+        hint = "Attach its model instead, and name the streams by backend.stream()."
+        raise ConfigError("pipe_or_model", f"a pipeline that keeps the blocks it calls as {_BLOCKS!r}", type(pipe).__name__, hint)
+    return _BLOCKS, blocks
 
 
 @dataclass(eq=False)
-class GuiderStreams:
-    """The streams that one guider names, within the run at hand."""
+class ModularRuns:
+    """The runs of one modular pipeline. ``find_models`` attaches those models that are not yet."""
 
-    scopes: ScopeVariable
-    key: str
-    _names: list[str] = field(default_factory=list)
-    _leave: Callable[[], None] | None = None
+    runs: PipelineRuns
+    is_attached: Callable[[], bool]
+    find_models: Callable[[Any], None]
 
-    @classmethod
-    def of(cls, guider: Any, scopes: ScopeVariable) -> "GuiderStreams":
-        return cls(scopes, getattr(guider, "_identifier_key", ""))
+    @contextmanager
+    def running(self, pipe: Any, blocks: Any) -> Iterator[None]:
+        """A run, if it is of the attached pipeline and not of a shallow copy, which calls the same blocks."""
+        if pipe is not self.runs.pipe() or not self.is_attached():
+            yield
+            return
+        self.find_models(pipe)
+        end = begin_guided(self.runs, blocks)
+        try:
+            yield
+        finally:
+            end()
 
-    def replacements(self, guider: Any) -> dict[str, Callable[..., Any]]:
-        """The methods of ``guider`` by name, each with what it tells added."""
-        listings = {name: self._listing(getattr(guider, name)) for name in _LISTINGS}
-        entering, leaving = self._entering(guider.prepare_models), self._leaving(guider.cleanup_models)
-        return {**listings, "prepare_models": entering, "cleanup_models": leaving}
 
-    def leave(self) -> None:
-        """End the stream that was begun last, if it has not ended."""
-        if self._leave is not None:
-            self._leave()
-            self._leave = None
+def begin_guided(runs: PipelineRuns, blocks: Any = None) -> End:
+    """Begin a run that listens to the guiders of the pipeline, and to the loops in ``blocks``; returns what ends it."""
+    run = _Run(runs.runtime)
+    end = runs.begin(run.give_back)
+    try:
+        run.take(runs.pipe(), blocks)
+    except BaseException:
+        end()
+        raise
+    return end
 
-    def _listing(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        def prepare_inputs(*args: Any, **kwargs: Any) -> Any:
-            batches = original(*args, **kwargs)
-            self._names = [str(getattr(batch, self.key, i)) for i, batch in enumerate(batches)]
-            return batches
 
-        return prepare_inputs
+@dataclass(eq=False)
+class _Run:
+    """What one run takes of its pipeline, and gives back."""
 
-    def _entering(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        def prepare_models(*args: Any, **kwargs: Any) -> Any:
-            result = original(*args, **kwargs)
-            self.leave()
-            if self._names:
-                self._leave = self.scopes.begin(Scope(self._names.pop(0)))
-            return result
+    runtime: Runtime
+    overrides: list[Override] = field(default_factory=list)
+    open_loops: set[object] = field(default_factory=set)
 
-        return prepare_models
+    def __post_init__(self) -> None:
+        self.calls = GuidedCalls(self.runtime)
 
-    def _leaving(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        def cleanup_models(*args: Any, **kwargs: Any) -> Any:
-            self.leave()
-            return original(*args, **kwargs)
+    def take(self, pipe: Any, blocks: Any) -> None:
+        """Listen to the guiders and the loops."""
+        for guider in guiders(pipe):
+            for name, method in self.calls.methods(guider).items():
+                self.overrides.append(override_method(guider, name, method))
+        for loop in loops(blocks):
+            self.overrides.append(override_method(loop, "progress_bar", opening(loop.progress_bar, self._begin_loop)))
 
-        return cleanup_models
+    def give_back(self) -> None:
+        """Leave guiders and loops as they were; a progress bar that is collected later ends nothing."""
+        for each in reversed(self.overrides):
+            each.undo()
+        self.open_loops.clear()
+        self.calls.leave()
+
+    def _begin_loop(self) -> End:
+        scope, loop = self.runtime.scopes.get(), object()
+        self.open_loops.add(loop)
+
+        def end() -> None:
+            if loop in self.open_loops and scope is not None:
+                self.open_loops.remove(loop)
+                self.runtime.forget(scope.name)
+
+        return end
+
+
+class RunningBlocks:
+    """Stands for a pipeline's blocks: the same to whoever looks, but to call them is a run. A copy is one of the blocks alone."""
+
+    def __init__(self, blocks: Any, running: Callable[[Any, Any], AbstractContextManager[None]]) -> None:
+        self._stood_for, self._running = blocks, running
+
+    def __call__(self, pipe: Any, *args: Any, **kwargs: Any) -> Any:
+        with self._running(pipe, self._stood_for):
+            return self._stood_for(pipe, *args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stood_for, name)
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:
+        return type(self._stood_for)
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Callable[[Any], Any], tuple[Any]]:
+        return itself, (self._stood_for,)
+
+    def __repr__(self) -> str:
+        return repr(self._stood_for)
+
+
+def loops(blocks: Any) -> list[Any]:
+    """The blocks in ``blocks`` that have a progress bar, each once."""
+    found: dict[int, Any] = {}
+
+    def visit(block: Any) -> None:
+        if id(block) not in found:
+            found[id(block)] = block
+            for inner in getattr(block, "sub_blocks", {}).values():
+                visit(inner)
+
+    visit(blocks)
+    return [block for block in found.values() if callable(getattr(block, "progress_bar", None))]

@@ -143,9 +143,10 @@ class TaylorSeerBackend:
         """Learn streams and generations from a diffusers pipeline, or from a model's ``cache_context``, not from timesteps alone.
 
         A run of the pipeline is then a generation, however it ends; calls in ``model.cache_context("cond")`` are a stream of
-        their own; the step follows from the scheduler's step index, which no device need be asked for, once a whole run has
-        shown that it moves as the timesteps do; buffers are freed when the run is over. Before or after ``torch.compile``,
-        for any number of pipelines. ``detach()`` undoes it.
+        their own, and in a modular pipeline so are those for each batch that its guider prepares; the step follows from the
+        guider, or from the scheduler's step index, which no device need be asked for, once a whole run has shown that it moves as
+        the timesteps do; buffers are freed when the run is over. Before or after ``torch.compile``, for any number of pipelines.
+        ``detach()`` undoes it.
 
         Raises:
             ConfigError: ``pipe_or_model`` is neither.

@@ -1,0 +1,136 @@
+"""The runs of a pipeline, and the attributes that attaching sets: on instances only, and taken off again."""
+
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from taylorseer_fx.runtime.dispatch import Runtime
+from taylorseer_fx.runtime.scope import Run, Scope, StepIndex
+
+Method = Callable[..., Any]
+End = Callable[[], None]
+
+
+def nothing(*_args: Any, **_kwargs: Any) -> None:
+    """Do nothing."""
+
+
+@dataclass(frozen=True)
+class Override:
+    """An attribute set on an instance, over what the class or an earlier override has."""
+
+    owner: "weakref.ref[Any]"
+    name: str
+    replacement: "weakref.ref[Method]"  # weak: it holds a method of the owner, which would be kept alive
+    before: Any
+
+    def undo(self) -> None:
+        owner = self.owner()
+        if owner is None or vars(owner).get(self.name) is not self.replacement():
+            return  # gone, or overridden by somebody else since
+        if self.before is None:
+            del vars(owner)[self.name]
+        else:
+            vars(owner)[self.name] = self.before
+
+
+def override(owner: Any, name: str, stand_in: Method) -> Override:
+    """Set an attribute; ``undo()`` puts back what was there."""
+    attributes = vars(owner)
+    before = attributes.get(name)
+    attributes[name] = stand_in
+    return Override(weakref.ref(owner), name, weakref.ref(stand_in), before)
+
+
+def override_method(owner: Any, name: str, function: Method) -> Override:
+    """Set a function in the place of a method, if ``owner`` has it."""
+    return override(owner, name, _StandIn(function, getattr(owner, name, nothing)))
+
+
+@dataclass(frozen=True, eq=False)
+class _StandIn:
+    """A function in the place of ``original``. Copied or pickled with its owner it is the copy's own ``original`` again: a copy
+    of an attached pipeline or model is attached to nothing.
+    """
+
+    function: Method
+    original: Method
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.function(*args, **kwargs)
+
+    def __reduce__(self) -> tuple[Callable[[Any], Any], tuple[Any]]:
+        return itself, (self.original,)
+
+
+def itself(value: Any) -> Any:
+    """Return ``value``: what a stand-in is copied and pickled as."""
+    return value
+
+
+@dataclass(eq=False)
+class PipelineRuns:
+    """The runs of one pipeline, one after another or nested."""
+
+    runtime: Runtime
+    pipe: "weakref.ref[Any]"
+    name: str
+    indices: dict[type, StepIndex] = field(default_factory=dict)
+    open_runs: list[End] = field(default_factory=list)
+
+    def begin(self, at_end: End = nothing) -> End:
+        """Begin a run; returns what ends it, once, after ``at_end``."""
+        scheduler_type = type(getattr(self.pipe(), "scheduler", None))
+        index = self.indices.setdefault(scheduler_type, StepIndex(self._step_index))
+        index.begin()
+        scopes = self.runtime.scopes
+        leave = scopes.begin(Scope(self.name, run=Run(index), is_stream=False))
+        entered = scopes.get()
+        assert entered is not None
+
+        def end() -> None:
+            if end in self.open_runs:
+                self.open_runs.remove(end)
+                at_end()
+                leave()
+                index.end()
+                self.runtime.forget(entered.name)
+
+        self.open_runs.append(end)
+        return end
+
+    def _step_index(self) -> int | None:
+        """None where the scheduler keeps none; -1 before its first step."""
+        scheduler: Any = getattr(self.pipe(), "scheduler", None)
+        if not hasattr(scheduler, "step_index"):
+            return None
+        return -1 if scheduler.step_index is None else int(scheduler.step_index)
+
+
+def opening(original: Method, begin: Callable[[], End]) -> Method:
+    """A ``progress_bar`` that begins something, which ends when the bar is closed, iterated to its end, or collected."""
+
+    def progress_bar(*args: Any, **kwargs: Any) -> Any:
+        bar = original(*args, **kwargs)
+        end, reference = begin(), weakref.ref(bar)  # weak: in a cycle the bar would be collected late
+
+        def close_and_end(*args: Any, **kwargs: Any) -> None:
+            end()
+            bar = reference()
+            if bar is not None:
+                type(bar).close(bar, *args, **kwargs)
+
+        bar.close = close_and_end
+        if bar.iterable is not None:  # a disabled bar does not close itself when it is iterated
+            bar.iterable = _and_then(bar.iterable, end)
+        return bar
+
+    return progress_bar
+
+
+def _and_then(items: Iterable[Any], finish: End) -> Iterator[Any]:
+    try:
+        yield from items
+    finally:
+        finish()
