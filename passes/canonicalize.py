@@ -28,9 +28,8 @@ def canonicalize(gm: fx.GraphModule, registered: Collection[str] | None = None) 
         registered: names of the registered residual operators to write out; None: all there are.
     """
     graph = fx_graph_cse(gm.graph)
-    write_sums_as_adds(graph)
     if decompose(graph, registered):
         graph = fx_graph_cse(graph)
-        write_sums_as_adds(graph)
+    write_sums_as_adds(graph)
     eliminate_dead_code(graph)
     return graph_module(gm, graph)

@@ -1,10 +1,9 @@
 """Write as adds the sums that are spelled some other way, for the finder of residual adds.
 
-    before:  %a = addcmul(%x, %g, %f, value=2)                        after:  %a = add(%x, mul(mul(%g, %f), 2))
-             %b = add(add(%x, 0), %f)                 sum([x, f])             %b = add(%x, %f)
-             %s = view(cat([%x, %f]), [2, ...])       stack([x, f]).sum(0)    %c = add(%x, %f)
-             %c = sum(%s, [0])
-             %d = add(%x, sub(%f, %x), alpha=0.3)     lerp(x, f, 0.3)         %d = add(mul(%x, 0.7), mul(%f, 0.3))
+    before:  %a = add(add(%x, 0), %f)                 sum([x, f])             after:  %a = add(%x, %f)
+             %s = view(cat([%x, %f]), [2, ...])       stack([x, f]).sum(0)            %b = add(%x, %f)
+             %b = sum(%s, [0])
+             %c = add(%x, sub(%f, %x), alpha=0.3)     lerp(x, f, 0.3)                 %c = add(mul(%x, 0.7), mul(%f, 0.3))
 
 ``lerp`` with a tensor of weights is traced as ``where(|w| >= 0.5, f, x) + where(|w| >= 0.5, -(1 - w), w) * (f - x)``, which is
 ``(1 - w) * x + w * f``. All of it is the same algebra in the same dtype, up to rounding; tensors of whole numbers, and whatever
@@ -39,15 +38,6 @@ def write_sums_as_adds(graph: fx.Graph) -> None:
             if new.op == "call_function" and not new.users:
                 new.meta = {**node.meta, "val": new.meta["val"]}
             node.replace_all_uses_with(new)
-
-
-def _addcmul(emit: Emit, node: fx.Node) -> fx.Node:
-    trunk, gate, branch = node.args
-    value = node.kwargs.get("value", 1)
-    if value == 1 and (lerp := _lerp_of_tensor(emit, trunk, (gate, branch))) is not None:
-        return lerp
-    product = emit(aten.mul.Tensor, gate, branch)
-    return emit(aten.add.Tensor, trunk, product if value == 1 else emit(aten.mul.Tensor, product, value))
 
 
 def _add(emit: Emit, node: fx.Node) -> fx.Node | None:
@@ -156,7 +146,6 @@ def _are_equal(sizes: Any, others: Any) -> bool:
 
 
 _REWRITES: dict[Any, Rewrite] = {
-    aten.addcmul: _addcmul,
     aten.add: _add,
     aten.sum: _sum_of_stack,
     aten.mean: _sum_of_stack,

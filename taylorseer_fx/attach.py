@@ -67,7 +67,7 @@ class Attachments:
     def _attach_pipeline(self, pipe: Any) -> None:
         if pipe in self._attached:
             return
-        self._override_method(pipe, "progress_bar", opening(pipe.progress_bar, partial(begin_guided, self._new_runs(pipe))))
+        self._replace(pipe, "progress_bar", opening(pipe.progress_bar, partial(begin_guided, self._new_runs(pipe))))
         self._attach_models(pipe)
 
     def _attach_modular(self, pipe: Any) -> None:
@@ -97,11 +97,11 @@ class Attachments:
         contexts = _ModelContexts(self.runtime)
         cache_context: Any = getattr(model, "cache_context", None)
         if cache_context is not None:
-            self._override_method(model, "cache_context", contexts.entering(cache_context))
+            self._replace(model, "cache_context", contexts.entering(cache_context))
         if not has_pipeline:
-            self._override_method(model, "_reset_stateful_cache", contexts.resetting(getattr(model, "_reset_stateful_cache", None)))
+            self._replace(model, "_reset_stateful_cache", contexts.resetting(getattr(model, "_reset_stateful_cache", None)))
 
-    def _override_method(self, owner: Any, name: str, function: Callable[..., Any]) -> None:
+    def _replace(self, owner: Any, name: str, function: Callable[..., Any]) -> None:
         self._overrides.append(override_method(owner, name, function))
 
 

@@ -14,7 +14,7 @@ from taylorseer_fx.passes.regions import RegionSet
 def nothing_to_forecast(found: RegionSet) -> str:
     """A graph holds no region."""
     lines = [
-        "no attention or MLP to forecast in this graph. Looked for residual adds `x + f(x)`, with or without a gate, where "
+        "no attention or MLP to forecast in this graph. Looked for residual adds `x + f(x)`, scaled, gated or mixed, where "
         f"f contains a matrix product, a convolution or attention; found {found.num_heavy} such "
         f"operator{'s' * (found.num_heavy != 1)}{_taken_apart(found)} and {found.num_residual_adds} residual "
         f"add{'s' * (found.num_residual_adds != 1)}{', none of which can be forecast' if found.rejected else ''}."

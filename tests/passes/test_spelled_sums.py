@@ -118,19 +118,6 @@ class TestSnapshots(TestCase):
     def picture(self, name: str) -> str:
         return render(canonicalize(traced_sum(name, torch.bfloat16).gm))
 
-    def test_addcmul(self):
-        self.assertExpectedInline(
-            self.picture("addcmul"),
-            """\
-%arg0_1 : bfloat16[3, 4]
-%arg1_1 : bfloat16[4]
-%arg2_1 : bfloat16[3, 4]
-%mul = mul(%arg1_1, %arg2_1) : bfloat16[3, 4]
-%mul1 = mul(%mul, 0.3) : bfloat16[3, 4]
-%add = add(%arg0_1, %mul1) : bfloat16[3, 4]
-return (%add)""",
-        )
-
     def test_sum_of_a_list(self):
         self.assertExpectedInline(
             self.picture("sum"),
