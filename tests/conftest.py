@@ -2,15 +2,17 @@
 
 import gc
 from collections.abc import Iterator
+from datetime import date
 
 import pytest
 import torch
 
+from tests.turns import skip_in_other_weeks
 from tests.zoo import attention_backend_kept
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--all-variants", action="store_true", help="every variant of every model, whatever week it is")
+    parser.addoption("--all-variants", action="store_true", help="all of every wide table, whatever week it is")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -19,12 +21,23 @@ def pytest_configure(config: pytest.Config) -> None:
     torch.set_num_threads(max(1, torch.get_num_threads() // workers))
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("--all-variants"):
+        skip_in_other_weeks(items, date.today())
+
+
 def pytest_collection_finish() -> None:
     """The garbage collector is off, as its sweeps took 6 % of the zoo's time; ``fresh_dynamo`` calls it now and then."""
     gc.collect()
     gc.freeze()
     gc.disable()
     torch._dynamo.config.run_gc_after_compile = False
+
+
+@pytest.fixture(scope="module")
+def little_garbage() -> None:
+    """For tests that look through all objects alive: those of other tests take them ten times as long."""
+    gc.collect()
 
 
 ENOUGH_GARBAGE = 5_000_000  # objects, about a gigabyte of traced graphs

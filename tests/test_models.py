@@ -1,15 +1,13 @@
 """Every diffusion transformer of diffusers: regions found, full steps exact, forecasts right, state right, nothing recompiles.
 
-Both granularities: the stack from the same trace, beside the modules. Every class is run in one week of two, of its further
-variants each in one of six, and all of them with ``pytest --all-variants``: tracing a hundred models would take half of the
-suite's time.
+Both granularities: the stack from the same trace, beside the modules. Every class is run in one week of four, each of its further
+variants in one of twelve, and all of them with ``pytest --all-variants``.
 """
 
 import inspect
 import re
 import warnings
 from contextlib import nullcontext
-from datetime import date, timedelta
 from typing import Any
 
 import diffusers.models.transformers
@@ -26,6 +24,7 @@ from tests.models import EXCLUDED, VARIANTS
 from tests.models.both import BothBackend, Call
 from tests.models.table import documented_row, row_of
 from tests.models.variant import Inputs, Variant
+from tests.turns import in_turns
 
 NUM_STEPS = 10
 FULL_STEPS = tuple(range(0, NUM_STEPS, 2))  # every forecast step has one more order than the one before, up to 4
@@ -42,18 +41,8 @@ def test_every_exported_model_is_here():
     assert {variant.class_name for variant in VARIANTS.values()} | EXCLUDED.keys() == exported
 
 
-def variants_of_week(day: date) -> set[str]:
-    """The first variant of every second class, and every sixth of the others; weeks are counted on from year to year."""
-    week = (day.toordinal() - 1) // 7
-    first = list({variant.class_name: name for name, variant in reversed(VARIANTS.items())}.values())
-    others = [name for name in VARIANTS if name not in first]
-    return {*first[week % 2 :: 2], *others[week % 6 :: 6]}
-
-
-def test_six_weeks_come_to_every_variant():
-    weeks = [variants_of_week(date(2026, 12, 20) + timedelta(weeks=i)) for i in range(6)]
-    assert set.union(*weeks) == set(VARIANTS)
-    assert max(map(len, weeks)) < len(VARIANTS) / 2
+FIRST = list({variant.class_name: name for name, variant in reversed(VARIANTS.items())}.values())  # one of each class
+OTHERS = [name for name in VARIANTS if name not in FIRST]
 
 
 def tensors(output: Any) -> list[Tensor]:
@@ -84,10 +73,8 @@ def generate(backend: TaylorSeerBackend, compiled: Any, variant: Variant) -> tup
     return outputs, forecast
 
 
-@pytest.mark.parametrize("name", VARIANTS)
-def test_model(name, request, monkeypatch):
-    if name not in variants_of_week(date.today()) and not request.config.getoption("--all-variants"):
-        pytest.skip("its turn is in another week, or with --all-variants")
+@pytest.mark.parametrize("name", [*in_turns(FIRST, weeks=4), *in_turns(OTHERS, weeks=12)])
+def test_model(name, monkeypatch):
     monkeypatch.setattr(fold_repeats, "FEWEST_CALLS", 2)  # three blocks; the first is a link of its own
     monkeypatch.setattr(fold_repeats, "COST_OF_A_CALL", 1)
     variant = VARIANTS[name]

@@ -16,6 +16,7 @@ from taylorseer_fx import TaylorSeerBackend, TaylorSeerWarning, taylorseer_backe
 from tests.pipelines import CASES
 from tests.pipelines.zoo import PipelineCase
 from tests.reference import HookReference
+from tests.turns import in_turns
 
 # What Inductor says of rotary embeddings as complex numbers (Qwen-Image, Z-Image), whoever compiles them.
 pytestmark = pytest.mark.filterwarnings("ignore:Torchinductor does not support code generation for complex operators:UserWarning")
@@ -88,7 +89,7 @@ def warning_of(case: PipelineCase) -> AbstractContextManager[Any]:
     return nullcontext()
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", in_turns(CASES, weeks=3))
 def test_pipeline(name):
     """Calls as scheduled, equal to the hook reference; the same again in a second generation, and in a third one for which
     nothing but the timesteps tells streams and steps. Only the first compiles.

@@ -1,6 +1,7 @@
 """The samplers of diffusers: repeated timesteps, two stages a step, noise added on the way, late starts. Each call is a step."""
 
 from collections.abc import Iterator
+from itertools import product
 from typing import Any
 
 import diffusers
@@ -11,6 +12,7 @@ from torch import Tensor
 from taylorseer_fx import taylorseer_backend
 from tests.reference import HookReference
 from tests.test_attach import TinyPipeline
+from tests.turns import in_turns
 from tests.zoo import smooth, tiny
 
 NUM_STEPS = 12
@@ -90,8 +92,7 @@ def sampled(name: str, model: Any) -> SampledPipeline:
 
 
 @pytest.mark.filterwarnings("ignore:__array_wrap__:DeprecationWarning")  # diffusers' KDPM2 schedulers hand tensors to NumPy
-@pytest.mark.parametrize("attached", [True, False])
-@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize(("name", "attached"), in_turns(product(SAMPLERS, [True, False]), weeks=3))
 def test_sampler(name, attached):
     """Every call of a generation is the next step of its stream; attached or not, guided or not, started late, and again."""
     backend = taylorseer_backend(order=2, interval=3, warmup=2, compiler="eager")

@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 from torch._dynamo.utils import counters
+from torch._inductor.runtime.runtime_utils import cache_dir
 from torch._inductor.utils import fresh_cache
 
 import taylorseer_fx.backend
@@ -28,10 +29,18 @@ pytestmark = pytest.mark.inductor
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.fixture(autouse=True)
-def cold() -> Iterator[None]:
+@pytest.fixture(scope="module")
+def compiled_kernels() -> Iterator[None]:
+    """Nobody else's caches. What g++ made is kept from test to test: that takes longest, and is found by its source."""
     with fresh_cache():
         yield
+
+
+@pytest.fixture(autouse=True)
+def cold(compiled_kernels) -> None:
+    """No graph is cached yet."""
+    for name in ("aotautograd", "fxgraph"):
+        shutil.rmtree(Path(cache_dir()) / name, ignore_errors=True)
 
 
 @pytest.fixture
@@ -248,7 +257,9 @@ def test_unsupported_torch(monkeypatch, pass_runs):
 
 def test_a_damaged_entry_is_compiled_again(pass_runs):
     anew()
-    for path in (Path(torch._inductor.runtime.runtime_utils.cache_dir()) / "aotautograd").glob("*/*"):
+    entries = list((Path(cache_dir()) / "aotautograd").glob("*/*"))
+    assert entries
+    for path in entries:
         path.write_bytes(path.read_bytes()[:100])
     anew()
     assert lookups() == (0, 1)

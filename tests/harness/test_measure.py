@@ -25,6 +25,7 @@ from taylorseer_fx.bench.verdict import verdict
 from taylorseer_fx.bench.workloads import PipelineWorkload, tiny_pipelines
 from tests.harness.test_reports import RESULT
 
+pytestmark = pytest.mark.usefixtures("little_garbage")
 NUM_STEPS = 11
 SCHEDULE = (0, 1, 2, 4, 9)
 WORKLOADS = {workload.name: replace(workload, num_steps=NUM_STEPS) for workload in tiny_pipelines()}
