@@ -93,7 +93,7 @@ def test_model(name, monkeypatch):
             assert_stack(first_calls, backend.take_calls())
             assert_forecast_exactly(backend, compiled, constant, eager_constant)
             assert_stack_exact(backend.take_calls())
-    assert_scheduled(forecast, variant)
+    assert_scheduled(forecast, variant, backend)
     assert_full_steps_exact(first, eager, forecast)
     assert_documented(variant, backend)
     if not variant.broken:
@@ -105,11 +105,13 @@ def assert_equal(actual: list[list[Tensor]], expected: list[list[Tensor]]) -> No
         assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
 
-def assert_scheduled(forecast: list[bool], variant: Variant) -> None:
-    """As the schedule says; but step 1 is executed where the timestep rises, since it could be the first of a new generation."""
+def assert_scheduled(forecast: list[bool], variant: Variant, backend: BothBackend) -> None:
+    """As the schedule says; but step 1 is executed where the timestep rises, since it could be the first of a new generation, and
+    where of several inputs that may be the time the first stands still, since what moved could alternate.
+    """
     expected = [step not in FULL_STEPS for step in range(NUM_STEPS)]
     assert forecast in (expected, [False, False, *expected[2:]])
-    assert forecast == expected or variant.ascending
+    assert forecast == expected or variant.ascending or 0 not in backend.explain().time_taken
 
 
 def assert_full_steps_exact(outputs: list[list[Tensor]], eager: list[list[Tensor]], forecast: list[bool]) -> None:

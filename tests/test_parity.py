@@ -118,7 +118,7 @@ def test_every_feature_in_float32(name):
     assert report.rejected == ()
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", in_turns(range(6), weeks=3))
 def test_trajectory_random_settings(seed):
     """Orders, intervals and warm-ups drawn at random, on DiT."""
     draw = random.Random(seed)
