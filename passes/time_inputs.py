@@ -15,6 +15,7 @@ from collections.abc import Iterable
 
 import torch
 from torch import fx
+from torch.fx.experimental.symbolic_shapes import guard_or_false
 
 from taylorseer_fx.passes.dataflow import SeedReach, seed_reach
 from taylorseer_fx.passes.emit import outputs
@@ -58,13 +59,22 @@ def _may_be_time(node: fx.Node) -> bool:
     return meta is not None and meta.dtype is not torch.bool
 
 
+def _is_one_number(node: fx.Node) -> bool:
+    """One for all samples, or for each."""
+    meta = tensor_meta(node)
+    return meta is not None and all(guard_or_false(size == 1) for size in meta.shape[1:])
+
+
 def _waves(graph: fx.Graph, reach: SeedReach) -> dict[fx.Node, int]:
-    """Bits of the inputs that reach a node as sines and cosines, by no heavy operator."""
+    """Bits of the inputs that reach a node as sines and cosines, by no heavy operator: of one input, or of several that have one
+    value a sample (two times, and what lies between them), unlike positions.
+    """
+    numbers = sum(bit for node, bit in reach.bits.items() if _is_one_number(node))
     waves: dict[fx.Node, int] = {}
     for node in graph.nodes:
         if packet(node) in _WAVES:
             source = reach.reach[node]
-            waves[node] = source if source.bit_count() == 1 else 0
+            waves[node] = source if source.bit_count() == 1 or not source & ~numbers else 0
         elif not is_heavy(node):
             for operand in node.all_input_nodes:
                 waves[node] = waves.get(node, 0) | waves.get(operand, 0)

@@ -4,11 +4,15 @@ import gc
 from collections.abc import Iterator
 from datetime import date
 
+import hypothesis
 import pytest
 import torch
 
 from tests.turns import skip_in_other_weeks
 from tests.zoo import attention_backend_kept
+
+hypothesis.settings.register_profile("suite", deadline=None)  # workers share the cores, so an example may wait
+hypothesis.settings.load_profile("suite")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -101,6 +101,17 @@ def test_two_times_in_one_embedding():
     assert found(forward, x=X, s=torch.rand(2), t=torch.rand(2), mask=mask) == {"s", "t"}
 
 
+def test_a_time_less_another():
+    """Models of mean velocities embed the end of a step, or its length; positions in the place of an end are no time."""
+
+    def forward(m, x, t, r):
+        return x + m.time(m.sinusoid((t - r).flatten()))[: len(t), None]
+
+    t = torch.tensor([0.5, 0.5])
+    assert found(forward, x=X, t=t, r=torch.tensor([0.4, 0.4])) == {"t", "r"}
+    assert found(forward, x=X, t=t[:, None], r=torch.rand(2, 3)) == set()
+
+
 def test_guidance_is_found_too():
     """It does not move from step to step, by which the time is known."""
 
