@@ -22,11 +22,9 @@ from torch.fx.traceback import preserve_node_meta
 from torch.utils import _pytree as pytree
 
 from taylorseer_fx.errors import ConfigError
-from taylorseer_fx.passes.emit import emitter, graph_fake_mode
+from taylorseer_fx.passes.emit import emitter, graph_fake_mode, standing_for
 from taylorseer_fx.passes.fused_layers import fused_layers
 from taylorseer_fx.passes.residual_ops import Decomposition, residual_ops
-
-_KEPT_META = ("nn_module_stack", "stack_trace")  # where in the model an operator was written
 
 
 def decompose(graph: fx.Graph, registered: Collection[str] | None = None) -> bool:
@@ -147,16 +145,14 @@ def _unfit(node: fx.Node, allowed: str, got: str) -> ConfigError:
 
 
 def _splice(node: fx.Node, traced: fx.GraphModule) -> list[fx.Node]:
-    """Put the nodes of ``traced`` in the place of ``node``; they carry its place in the model."""
+    """Put the nodes of ``traced`` in the place of ``node``."""
     env = dict(zip(traced.graph.find_nodes(op="placeholder"), _sources(node), strict=True))
-    place = {key: node.meta[key] for key in _KEPT_META if key in node.meta}
     known = set(env)
-    with node.graph.inserting_before(node):
+    with node.graph.inserting_before(node), standing_for(node, __name__):
         emit = emitter(node.graph, graph_fake_mode(node.graph))
         for inner in (inner for inner in traced.graph.nodes if inner.op == "call_function"):
             args, kwargs = fx.map_arg((inner.args, inner.kwargs), env.__getitem__)
             env[inner] = emit(inner.target, *args, **kwargs)
-            env[inner].meta.update(place)
     inserted = [node for inner, node in env.items() if inner not in known]
     _replace(node, fx.map_arg(traced.graph.output_node().args[0], env.__getitem__))
     return inserted

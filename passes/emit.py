@@ -1,7 +1,14 @@
-"""Append a node to a graph with its fake value, so that ``meta["val"]`` is always fresh for the next pass and for Inductor."""
+"""Append a node to a graph with its fake value, so that ``meta["val"]`` is always fresh for the next pass and for Inductor.
 
-from collections.abc import Callable, Sequence
-from functools import wraps
+A node that a pass makes stands for one of the model's: ``standing_for`` says which. It carries the line and the module of that
+one, which is what Inductor's comments in kernels, profilers and errors name.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from functools import cached_property, wraps
 from operator import attrgetter
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
@@ -9,7 +16,7 @@ import torch
 from torch import SymInt, Tensor, fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx._lazy_graph_module import _LazyGraphModule
-from torch.fx.traceback import preserve_node_meta
+from torch.fx.traceback import NodeSource, NodeSourceAction, preserve_node_meta
 
 from taylorseer_fx.passes.windows import Window
 
@@ -17,6 +24,7 @@ Emit = Callable[..., fx.Node]
 P = ParamSpec("P")
 T = TypeVar("T")
 
+PLACE = ("nn_module_stack", "stack_trace")  # where in the model a node was written
 TO_THE_END = 2**63 - 1  # the end of such a slice
 
 
@@ -26,15 +34,49 @@ def graph_fake_mode(graph: fx.Graph) -> FakeTensorMode:
     return mode if mode is not None else FakeTensorMode(allow_non_fake_inputs=True)
 
 
+@dataclass(frozen=True, eq=False)
+class _Origin:
+    """What a node that stands for ``node`` carries of it."""
+
+    node: fx.Node
+    pass_name: str
+
+    @cached_property
+    def meta(self) -> dict[str, Any]:
+        """Made when it is asked for, which it seldom is: it copies all that is known of where ``node`` comes from."""
+        place = {key: self.node.meta[key] for key in PLACE if key in self.node.meta}
+        return {**place, "from_node": [NodeSource(self.node, self.pass_name, NodeSourceAction.CREATE)]}
+
+
+_ORIGIN: ContextVar[_Origin | None] = ContextVar("origin", default=None)
+
+
+@contextmanager
+def standing_for(node: fx.Node, pass_name: str) -> Iterator[None]:
+    """Nodes that are emitted inside stand for ``node``; where that is an input, which nobody wrote, for the one outside."""
+    entered = _ORIGIN.set(_Origin(node, pass_name) if "stack_trace" in node.meta else _ORIGIN.get())
+    try:
+        yield
+    finally:
+        _ORIGIN.reset(entered)
+
+
+def emit_as_it_is(graph: fx.Graph, target: Callable[..., Any], args: Any, value: Any, kwargs: Any = None) -> fx.Node:
+    """Append a node whose value is known, such as the call of a subgraph."""
+    node = graph.call_function(target, args, kwargs)
+    origin = _ORIGIN.get()
+    node.meta = {**(origin.meta if origin is not None else {}), "val": value}
+    return node
+
+
 def emitter(graph: fx.Graph, mode: FakeTensorMode) -> Emit:
     """``emit(op, *args)`` appends ``op(*args)`` to ``graph`` at its insertion point."""
 
     def emit(target: Callable[..., Any], *args: Any, **kwargs: Any) -> fx.Node:
-        node = graph.call_function(target, args, kwargs)
         with mode, preserve_node_meta(False):
             fake_args, fake_kwargs = fx.map_arg((args, kwargs), lambda arg: arg.meta["val"])
-            node.meta["val"] = target(*fake_args, **fake_kwargs)
-        return node
+            value = target(*fake_args, **fake_kwargs)
+        return emit_as_it_is(graph, target, args, value, kwargs)
 
     return emit
 

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from torch import SymInt, Tensor, fx
 
-from taylorseer_fx.passes.emit import Emit, adds_all_or_nothing, emit_window, emitter, graph_fake_mode
+from taylorseer_fx.passes.emit import Emit, adds_all_or_nothing, emit_window, emitter, graph_fake_mode, standing_for
 from taylorseer_fx.passes.narrow import Demands, demanded
 from taylorseer_fx.passes.ops import aten, dressed_input, packet
 from taylorseer_fx.passes.regions import Feature, Region, RegionSet, order_of, region_border
@@ -56,7 +56,7 @@ def _with_kept(graph: fx.Graph, region: Region, feature: Feature, demands: Deman
     kept = normalized(hull(demands[feature.node]), sizes)
     if feature.base is None or is_whole(kept):
         return replace(feature, kept=kept)
-    with graph.inserting_before(feature.node):
+    with graph.inserting_before(feature.node), standing_for(feature.node, __name__):
         return replace(feature, kept=kept, base=_part(emitter(graph, graph_fake_mode(graph)), feature.base, kept))
 
 

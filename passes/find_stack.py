@@ -19,7 +19,7 @@ from torch import fx
 
 from taylorseer_fx.passes.belonging import find_outsiders_of_stack
 from taylorseer_fx.passes.dataflow import ancestors, descends_from, live_nodes, seed_reach
-from taylorseer_fx.passes.emit import Emit, adds_all_or_nothing, emitter, graph_fake_mode
+from taylorseer_fx.passes.emit import Emit, adds_all_or_nothing, emitter, graph_fake_mode, standing_for
 from taylorseer_fx.passes.find_residuals import find_features, find_residuals
 from taylorseer_fx.passes.module_path import common_path, span_path
 from taylorseer_fx.passes.ops import aten, dressed_input, is_heavy, packet, same_shape, tensor_meta
@@ -114,7 +114,7 @@ class _Entries:
 
     def of(self, add: fx.Node) -> fx.Node | None:
         """The entry of the stream that ``add`` is a state of; None where there is none to take off."""
-        with self._graph.inserting_before(add):
+        with self._graph.inserting_before(add), standing_for(add, __name__):
             entry = self._entry(add, emitter(self._graph, self._mode))
         needs_add = any(node in self._residuals for node in ancestors([entry]))
         return entry if same_shape(entry, add) and not needs_add else None

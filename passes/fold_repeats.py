@@ -24,7 +24,16 @@ import torch
 from torch import Tensor, fx
 from torch._inductor.inductor_prims import force_stride_order
 
-from taylorseer_fx.passes.emit import attribute, emitter, graph_fake_mode, graph_module, outputs, placeholder
+from taylorseer_fx.passes.emit import (
+    attribute,
+    emit_as_it_is,
+    emitter,
+    graph_fake_mode,
+    graph_module,
+    outputs,
+    placeholder,
+    standing_for,
+)
 from taylorseer_fx.passes.ops import aten, tensor_meta
 
 LONGEST = 6  # features of a link: attention, cross-attention and MLP of two streams
@@ -84,7 +93,7 @@ def _with_stream_laid_out(original: fx.Graph, features: Sequence[Sequence[fx.Nod
     needs = _needs(graph, [[env[buffer] for buffer in buffers] for buffers in features])
     before, joins = _joins(graph, needs)
     if before is not None and _layout(before) != _layout(joins[0]):
-        with graph.inserting_before(joins[0]):
+        with graph.inserting_before(joins[0]), standing_for(joins[0], __name__):
             laid_out = emitter(graph, graph_fake_mode(graph))(force_stride_order, before, joins[0].meta["val"].stride())
         joins[0].replace_input_with(before, laid_out)
         needs[laid_out] = 0
@@ -285,9 +294,10 @@ def _body(link: _Link, results: Sequence[int]) -> fx.GraphModule:
 
 
 def _call(graph: fx.Graph, body: fx.Node, link: _Link, results: Sequence[int], env: dict[fx.Node, fx.Node]) -> None:
-    call = graph.call_function(invoke_subgraph, (body, str(body.target), *(env[node] for node in link.inputs)))
-    call.meta["val"] = tuple(link.nodes[i].meta["val"] for i in results)
+    values = tuple(link.nodes[i].meta["val"] for i in results)
+    with standing_for(link.nodes[results[0]], __name__):
+        call = emit_as_it_is(graph, invoke_subgraph, (body, str(body.target), *(env[node] for node in link.inputs)), values)
     for place, i in enumerate(results):
         if i in link.results:
-            env[link.nodes[i]] = graph.call_function(getitem, (call, place))
-            env[link.nodes[i]].meta["val"] = link.nodes[i].meta["val"]
+            with standing_for(link.nodes[i], __name__):
+                env[link.nodes[i]] = emit_as_it_is(graph, getitem, (call, place), values[place])

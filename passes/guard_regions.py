@@ -28,6 +28,7 @@ from taylorseer_fx.passes.emit import (
     Emit,
     attribute,
     cast,
+    emit_as_it_is,
     emit_padded,
     emit_window,
     emitter,
@@ -35,6 +36,7 @@ from taylorseer_fx.passes.emit import (
     graph_module,
     outputs,
     placeholder,
+    standing_for,
 )
 from taylorseer_fx.passes.ops import aten
 from taylorseer_fx.passes.regions import Feature, Region, RegionSet
@@ -191,11 +193,10 @@ class _Builder:
             name = f"region{index}_{kind}"
             self.attributes[name] = self._branch(name, region, live_ins, operands, fill)
             branches.append(self.graph.get_attr(name))
-        call = self.graph.call_function(cond, (self.is_full, *branches, tuple(operands)))
-        call.meta["val"] = tuple(node.meta["val"] for node in [*(f.node for f in region.features), *buffers])
-        results = [self.graph.call_function(operator.getitem, (call, i)) for i in range(len(call.meta["val"]))]
-        for result, value in zip(results, call.meta["val"], strict=True):
-            result.meta["val"] = value
+        with standing_for(region.features[0].node, __name__):
+            values = tuple(node.meta["val"] for node in [*(f.node for f in region.features), *buffers])
+            call = emit_as_it_is(self.graph, cond, (self.is_full, *branches, tuple(operands)), values)
+            results = [emit_as_it_is(self.graph, operator.getitem, (call, i), value) for i, value in enumerate(values)]
         self.env.update(zip((f.node for f in region.features), results, strict=False))
         self.new_buffers.update(zip(buffers, results[len(region.features) :], strict=True))
 
@@ -221,25 +222,31 @@ class _Builder:
         emit = emitter(inside.graph, self.mode)
         results = [inside.env[feature.node] for feature in region.features]
         for feature in region.features:
-            if feature.kept is None:
-                continue
-            value = emit_window(emit, inside.env[feature.node], feature.window)
-            if feature.base is not None:
-                wide = accumulation_dtype(value.meta["val"].dtype)
-                value = emit(aten.sub.Tensor, cast(emit, value, wide), cast(emit, inside.env[feature.base], wide))
-            stored = [inside.buffers[buffer] for buffer in self.buffers[feature.node]]
-            if self.storage.keeps_differences:
-                results += emit_differences(emit, value, stored, inside.coefficients[1])
-            else:
-                results += emit_snapshots(emit, value, stored)
+            if feature.kept is not None:
+                with standing_for(feature.node, __name__):
+                    results += self._new_contents(emit, feature, inside)
         return results
+
+    def _new_contents(self, emit: Emit, feature: Feature, inside: "_Branch") -> list[fx.Node]:
+        """What the buffers of ``feature`` hold after a full step."""
+        value = emit_window(emit, inside.env[feature.node], feature.window)
+        if feature.base is not None:
+            wide = accumulation_dtype(value.meta["val"].dtype)
+            value = emit(aten.sub.Tensor, cast(emit, value, wide), cast(emit, inside.env[feature.base], wide))
+        stored = [inside.buffers[buffer] for buffer in self.buffers[feature.node]]
+        if self.storage.keeps_differences:
+            return emit_differences(emit, value, stored, inside.coefficients[1])
+        return emit_snapshots(emit, value, stored)
 
     def _forecast(self, region: Region, inside: "_Branch") -> list[fx.Node]:
         emit = emitter(inside.graph, self.mode)
-        forecasts = [
-            _zeros(emit, region, feature, inside) if feature.kept is None else self._forecast_feature(emit, feature, inside)
-            for feature in region.features
-        ]
+        forecasts = []
+        for feature in region.features:
+            with standing_for(feature.node, __name__):
+                is_read = feature.kept is not None
+                forecasts.append(
+                    self._forecast_feature(emit, feature, inside) if is_read else _zeros(emit, region, feature, inside)
+                )
         return [*forecasts, *inside.buffers.values()]
 
     def _forecast_feature(self, emit: Emit, feature: Feature, inside: "_Branch") -> fx.Node:

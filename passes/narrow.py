@@ -21,7 +21,7 @@ from torch import fx
 
 from taylorseer_fx.passes.clean_up import has_effect
 from taylorseer_fx.passes.dataflow import live_nodes
-from taylorseer_fx.passes.emit import Emit, emit_window, emitter, graph_fake_mode, graph_module
+from taylorseer_fx.passes.emit import Emit, emit_window, emitter, graph_fake_mode, graph_module, standing_for
 from taylorseer_fx.passes.window_rules import Needs, rule_of
 from taylorseer_fx.passes.windows import Window, contains, is_whole, merged, sizes_of, whole
 
@@ -98,8 +98,9 @@ class _Rebuilt:
             self.values[node] = {whole(node): self.graph.node_copy(node)}
         elif node in self.demands:
             self.values[node] = {}
-            for window in self.demands[node]:
-                self.values[node][window] = self._compute(node, window)
+            with standing_for(node, __name__):
+                for window in self.demands[node]:
+                    self.values[node][window] = self._compute(node, window)
 
     def _compute(self, node: fx.Node, window: Window) -> fx.Node:
         needs = _narrowed_needs(node, window)
@@ -127,7 +128,8 @@ class _Rebuilt:
         if window not in known:
             outer = next(computed for computed in known if contains(computed, window))
             offset = tuple(_relative(part, base) for part, base in zip(window, outer, strict=True))
-            known[window] = emit_window(self.emit, known[outer], offset)
+            with standing_for(node, __name__):
+                known[window] = emit_window(self.emit, known[outer], offset)
         return known[window]
 
 

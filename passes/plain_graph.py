@@ -14,9 +14,9 @@ from typing import Any
 from torch import fx
 from torch.fx.node import map_aggregate
 
-from taylorseer_fx.passes.emit import attribute, graph_module
+from taylorseer_fx.passes.emit import PLACE, attribute, graph_module
 
-KEPT_METADATA = ("val", "nn_module_stack", "stack_trace")
+KEPT_METADATA = ("val", *PLACE)
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from typing import Any, cast
 import torch
 from torch import fx
 
-from taylorseer_fx.passes.emit import attribute, graph_module, outputs
+from taylorseer_fx.passes.emit import attribute, emit_as_it_is, graph_module, outputs, standing_for
 from taylorseer_fx.passes.guard_regions import GuardedGraph, cond
 
 
@@ -46,8 +46,8 @@ def specialize(guarded: GuardedGraph, kind: StepKind) -> fx.GraphModule:
             env[node] = graph.node_copy(node, env.__getitem__)
     results = fx.map_arg(outputs(source), env.__getitem__)
     for buffer, new in _stores(guarded, [env[buffer] for buffer in guarded.buffers], results[guarded.num_outputs :]):
-        store = graph.call_function(torch.ops.aten.copy_.default, (buffer, new))
-        store.meta["val"] = buffer.meta["val"]
+        with standing_for(new, __name__):
+            emit_as_it_is(graph, torch.ops.aten.copy_.default, (buffer, new), buffer.meta["val"])
     graph.output(tuple(results[: guarded.num_outputs])).meta.update(source.output_node().meta)
     return graph_module(attributes, graph, f"{kind.value.capitalize()}Step")
 

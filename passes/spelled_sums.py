@@ -16,7 +16,7 @@ from typing import Any
 from torch import fx
 from torch.fx.experimental.symbolic_shapes import guard_or_false, sym_eq
 
-from taylorseer_fx.passes.emit import Emit, cast, emitter, graph_fake_mode
+from taylorseer_fx.passes.emit import Emit, cast, emitter, graph_fake_mode, standing_for
 from taylorseer_fx.passes.ops import aten, packet, same_shape, tensor_meta
 from taylorseer_fx.passes.taylor import accumulation_dtype
 from taylorseer_fx.passes.trunks import is_sum
@@ -32,7 +32,7 @@ def write_sums_as_adds(graph: fx.Graph) -> None:
         meta = tensor_meta(node)
         if rewrite is None or meta is None or not meta.dtype.is_floating_point:
             continue
-        with graph.inserting_before(node):
+        with graph.inserting_before(node), standing_for(node, __name__):
             new = rewrite(emitter(graph, mode), node)
         if new is not None and same_shape(new, node) and new.meta["val"].dtype == meta.dtype:
             if new.op == "call_function" and not new.users:

@@ -18,7 +18,7 @@ from torch._inductor.inductor_prims import force_stride_order
 from torch._prims_common import get_computation_dtype
 
 from taylorseer_fx.passes.clean_up import eliminate_dead_code
-from taylorseer_fx.passes.emit import Emit, cast, copied, emitter, graph_fake_mode
+from taylorseer_fx.passes.emit import Emit, cast, copied, emitter, graph_fake_mode, standing_for
 from taylorseer_fx.passes.ops import aten, tensor_meta
 
 ROWS = range(1, 5)
@@ -32,7 +32,7 @@ def sum_few_rows(gm: fx.GraphModule) -> fx.GraphModule:
     products = [node for op in (aten.addmm.default, aten.mm.default) for node in graph.find_nodes(op="call_function", target=op)]
     for node in products:
         if _has_few_rows(node) and not node.kwargs:
-            with graph.inserting_before(node):
+            with graph.inserting_before(node), standing_for(node, __name__):
                 rewritten = _rewritten(emit, node)
             rewritten.meta = {**node.meta, "val": rewritten.meta["val"]}
             node.replace_all_uses_with(rewritten)

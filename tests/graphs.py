@@ -233,6 +233,15 @@ def nodes_without_value(gm: fx.GraphModule) -> list[str]:
     return missing
 
 
+def nodes_without_origin(gm: fx.GraphModule) -> list[str]:
+    """Nodes of ``gm`` and its subgraphs that compute something, and do not say which line of the model they stand for."""
+    missing = [node.name for node in gm.graph.nodes if node.op == "call_function" and "stack_trace" not in node.meta]
+    for child in gm.children():
+        if isinstance(child, fx.GraphModule):
+            missing += nodes_without_origin(child)
+    return missing
+
+
 class Layer(nn.Module):
     """The smallest residual branch: ``x + gate * linear(x)``."""
 

@@ -20,6 +20,8 @@ from taylorseer_fx import TaylorSeerBackend
 from taylorseer_fx.config import BackendConfig
 from taylorseer_fx.passes import fold_repeats
 from taylorseer_fx.passes.ops import FUSED_ATTENTION, packet
+from taylorseer_fx.passes.pipeline import PassResult, run_passes
+from tests.graphs import nodes_without_origin, nodes_without_value
 from tests.models import EXCLUDED, VARIANTS
 from tests.models.both import BothBackend, Call
 from tests.models.table import documented_row, row_of
@@ -54,6 +56,19 @@ def assert_close(actual: list[Tensor], expected: list[Tensor]) -> None:
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4 * float(b.abs().max()))
 
 
+@pytest.fixture
+def results(monkeypatch) -> list[PassResult]:
+    """What the passes make of every graph."""
+    made: list[PassResult] = []
+
+    def kept(*args: Any, **kwargs: Any) -> PassResult:
+        made.append(run_passes(*args, **kwargs))
+        return made[-1]
+
+    monkeypatch.setattr("taylorseer_fx.backend.run_passes", kept)
+    return made
+
+
 def prepare(variant: Variant) -> tuple[nn.Module, BothBackend, Any]:
     model = variant.build()
     backend = BothBackend(BackendConfig(order=4, full_steps=FULL_STEPS, compiler="eager", on_no_regions="warn"))
@@ -74,7 +89,7 @@ def generate(backend: TaylorSeerBackend, compiled: Any, variant: Variant) -> tup
 
 
 @pytest.mark.parametrize("name", [*in_turns(FIRST, weeks=4), *in_turns(OTHERS, weeks=12)])
-def test_model(name, monkeypatch):
+def test_model(name, monkeypatch, results):
     monkeypatch.setattr(fold_repeats, "FEWEST_CALLS", 2)  # three blocks; the first is a link of its own
     monkeypatch.setattr(fold_repeats, "COST_OF_A_CALL", 1)
     variant = VARIANTS[name]
@@ -95,6 +110,7 @@ def test_model(name, monkeypatch):
             assert_stack_exact(backend.take_calls())
     assert_scheduled(forecast, variant, backend)
     assert_full_steps_exact(first, eager, forecast)
+    assert_nodes_complete(results)
     assert_documented(variant, backend)
     if not variant.broken:
         assert_covered(backend, variant)
@@ -146,6 +162,15 @@ def assert_stack_exact(calls: list[Call]) -> None:
     """Where nothing changes the stack forecasts exactly, too."""
     for call in calls:
         assert_close(call.stack, call.modules)
+
+
+def assert_nodes_complete(results: list[PassResult]) -> None:
+    """Every node of every graph has a value, and says which line of the model it stands for."""
+    for result in results:
+        graphs = [result.canonical, *(variant.gm for variant in result.variants.values())]
+        graphs += [gm for gm in (result.guarded and result.guarded.gm, result.summed, result.folded) if gm is not None]
+        for gm in graphs:
+            assert nodes_without_value(gm) == nodes_without_origin(gm) == []
 
 
 def assert_documented(variant: Variant, backend: BothBackend) -> None:
