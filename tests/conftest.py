@@ -32,8 +32,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def pytest_collection_finish() -> None:
     """The garbage collector is off, as its sweeps took 6 % of the zoo's time; ``fresh_dynamo`` calls it now and then."""
-    gc.collect()
-    gc.freeze()
+    collect()
     gc.disable()
     torch._dynamo.config.run_gc_after_compile = False
 
@@ -41,7 +40,7 @@ def pytest_collection_finish() -> None:
 @pytest.fixture(scope="module")
 def little_garbage() -> None:
     """For tests that look through all objects alive: those of other tests take them ten times as long."""
-    gc.collect()
+    collect()
 
 
 ENOUGH_GARBAGE = 5_000_000  # objects, about a gigabyte of traced graphs
@@ -56,4 +55,10 @@ def fresh_dynamo() -> Iterator[None]:
         yield
     torch._dynamo.reset()
     if gc.get_count()[0] > ENOUGH_GARBAGE:
-        gc.collect()
+        collect()
+
+
+def collect() -> None:
+    """Free the garbage; what is alive, mostly torch's, need not be looked through again."""
+    gc.collect()
+    gc.freeze()

@@ -16,6 +16,7 @@ from tests.composition.session import short_flux
 from tests.models.both import BothBackend
 from tests.reference import HookReference
 from tests.test_stack import relative_error, stack_reference
+from tests.turns import in_turns
 from tests.zoo import Inputs, TinyAttention, ZooModel, randomize, sd3, smooth
 
 NUM_STEPS = 7
@@ -147,7 +148,7 @@ class Case:
 short_sd3 = partial(sd3, num_layers=2)
 
 
-@pytest.mark.parametrize("make", [free, short_sd3, short_flux], ids=["free", "sd3", "flux"])
+@pytest.mark.parametrize("make", [free, *in_turns([short_sd3, short_flux], weeks=2)])
 def test_dynamic(make):
     """``dynamic=True``: one graph a step kind for every resolution and batch."""
     case = Case(make, dynamic=True)

@@ -1,7 +1,7 @@
 """Every diffusion transformer of diffusers: regions found, full steps exact, forecasts right, state right, nothing recompiles.
 
-Both granularities: the stack from the same trace, beside the modules. Every class is run in one week of four, each of its further
-variants in one of twelve, and all of them with ``pytest --all-variants``.
+Both granularities: the stack from the same trace, beside the modules. Every class is run in one week of six, each of its further
+variants in one of eighteen, and all of them with ``pytest --all-variants``.
 """
 
 import inspect
@@ -88,7 +88,7 @@ def generate(backend: TaylorSeerBackend, compiled: Any, variant: Variant) -> tup
     return outputs, forecast
 
 
-@pytest.mark.parametrize("name", [*in_turns(FIRST, weeks=4), *in_turns(OTHERS, weeks=12)])
+@pytest.mark.parametrize("name", [*in_turns(FIRST, weeks=6), *in_turns(OTHERS, weeks=18)])
 def test_model(name, monkeypatch, results):
     monkeypatch.setattr(fold_repeats, "FEWEST_CALLS", 2)  # three blocks; the first is a link of its own
     monkeypatch.setattr(fold_repeats, "COST_OF_A_CALL", 1)
