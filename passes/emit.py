@@ -24,7 +24,7 @@ Emit = Callable[..., fx.Node]
 P = ParamSpec("P")
 T = TypeVar("T")
 
-PLACE = ("nn_module_stack", "stack_trace")  # where in the model a node was written
+PLACE = {"nn_module_stack", "stack_trace"}  # where in the model a node was written
 TO_THE_END = 2**63 - 1  # the end of such a slice
 
 
@@ -54,7 +54,7 @@ _ORIGIN: ContextVar[_Origin | None] = ContextVar("origin", default=None)
 @contextmanager
 def standing_for(node: fx.Node, pass_name: str) -> Iterator[None]:
     """Nodes that are emitted inside stand for ``node``; where that is an input, which nobody wrote, for the one outside."""
-    entered = _ORIGIN.set(_Origin(node, pass_name) if "stack_trace" in node.meta else _ORIGIN.get())
+    entered = _ORIGIN.set(_Origin(node, pass_name) if PLACE & node.meta.keys() else _ORIGIN.get())
     try:
         yield
     finally:

@@ -12,7 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from taylorseer_fx.compile import make_eager, trace_and_compile
 from taylorseer_fx.passes.canonicalize import canonicalize
-from taylorseer_fx.passes.emit import emitter, placeholder
+from taylorseer_fx.passes.emit import PLACE, emitter, placeholder
 from taylorseer_fx.passes.find_regions import find_regions
 from taylorseer_fx.passes.find_stack import find_stack
 from taylorseer_fx.passes.regions import RegionSet
@@ -235,7 +235,7 @@ def nodes_without_value(gm: fx.GraphModule) -> list[str]:
 
 def nodes_without_origin(gm: fx.GraphModule) -> list[str]:
     """Nodes of ``gm`` and its subgraphs that compute something, and do not say which line of the model they stand for."""
-    missing = [node.name for node in gm.graph.nodes if node.op == "call_function" and "stack_trace" not in node.meta]
+    missing = [node.name for node in gm.graph.nodes if node.op == "call_function" and not PLACE & node.meta.keys()]
     for child in gm.children():
         if isinstance(child, fx.GraphModule):
             missing += nodes_without_origin(child)
