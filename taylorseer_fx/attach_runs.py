@@ -44,7 +44,7 @@ def override(owner: Any, name: str, stand_in: Method) -> Override:
 
 
 def override_method(owner: Any, name: str, function: Method) -> Override:
-    """Set a function in the place of a method, if ``owner`` has it."""
+    """Set a function in the place of a method, or of none; a copy of ``owner`` has the method."""
     return override(owner, name, _StandIn(function, getattr(owner, name, nothing)))
 
 

@@ -57,13 +57,13 @@ def assert_close(actual: list[Tensor], expected: list[Tensor]) -> None:
 
 
 @pytest.fixture
-def results(monkeypatch) -> list[PassResult]:
-    """What the passes make of every graph."""
-    made: list[PassResult] = []
+def results(monkeypatch) -> list[tuple[set[str], PassResult]]:
+    """What the passes make of every graph, with the operators that torch traced without saying where they come from."""
+    made: list[tuple[set[str], PassResult]] = []
 
-    def kept(*args: Any, **kwargs: Any) -> PassResult:
-        made.append(run_passes(*args, **kwargs))
-        return made[-1]
+    def kept(traced: torch.fx.GraphModule, **kwargs: Any) -> PassResult:
+        made.append(({op_of(name) for name in nodes_without_origin(traced)}, run_passes(traced, **kwargs)))
+        return made[-1][1]
 
     monkeypatch.setattr("taylorseer_fx.backend.run_passes", kept)
     return made
@@ -164,12 +164,11 @@ def assert_stack_exact(calls: list[Call]) -> None:
         assert_close(call.stack, call.modules)
 
 
-def assert_origins(results: list[PassResult]) -> None:
+def assert_origins(results: list[tuple[set[str], PassResult]]) -> None:
     """Every node of every graph says which line of the model it stands for, if the traced one did: torch's checks of sizes that
     only the data tell stand for none.
     """
-    for result in results:
-        nowhere = {op_of(name) for name in nodes_without_origin(result.canonical)}
+    for nowhere, result in results:
         graphs = [result.canonical, *(variant.gm for variant in result.variants.values())]
         graphs += [gm for gm in (result.guarded and result.guarded.gm, result.summed, result.folded) if gm is not None]
         for gm in graphs:
