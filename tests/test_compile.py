@@ -11,6 +11,7 @@ import taylorseer_fx.backend
 from taylorseer_fx import taylorseer_backend
 from taylorseer_fx.compile import CPU_FUSION_SIZE, kernels_awaited_at_the_end, make_eager
 from tests.graphs import op_counts
+from tests.turns import in_turns
 from tests.zoo import dit, tiny, tiny_inputs
 
 
@@ -37,7 +38,7 @@ def test_size_of_the_loops_of_a_forecast_step(monkeypatch, chosen):
 addmm = torch.ops.aten.addmm.default
 
 
-@pytest.mark.parametrize("wrapper", ["cpp_wrapper", "fx_wrapper"])
+@pytest.mark.parametrize("wrapper", in_turns(["cpp_wrapper", "fx_wrapper"], weeks=2))
 def test_no_calls_where_inductor_has_none(monkeypatch, wrapper):
     """A forecast step is compiled without calls of blocks under wrappers that cannot call one; sums stay sums."""
     calls: list[int] = []

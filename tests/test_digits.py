@@ -12,6 +12,7 @@ from taylorseer_fx.demo.quality import psnr
 from taylorseer_fx.digits import NUM_CLASSES, WEIGHTS_PATH, load_digits_model, sample_digits
 from taylorseer_fx.digits.judge import Judge
 from tests.reference import HookReference
+from tests.turns import in_turns
 
 LABELS = torch.arange(NUM_CLASSES)
 FEW = LABELS[:4]
@@ -54,7 +55,7 @@ def test_the_judge_can_tell_digits_apart():
     assert judge.accuracy(in_full(), (LABELS.repeat(2) + 1) % NUM_CLASSES) <= 0.1
 
 
-@pytest.mark.parametrize(("order", "interval", "warmup"), [(1, 5, 3), (4, 5, 6)])
+@pytest.mark.parametrize(("order", "interval", "warmup"), in_turns([(1, 5, 3), (4, 5, 6)], weeks=2))
 def test_whole_generation_follows_the_reference(order: int, interval: int, warmup: int):
     """50 DDIM steps with guidance, each from its own latents: pictures within 1e-4 relative of the reference's, and at the demo's
     settings near the full run's (35.8 dB in a first experiment).

@@ -148,7 +148,7 @@ class Case:
 short_sd3 = partial(sd3, num_layers=2)
 
 
-@pytest.mark.parametrize("make", [free, *in_turns([short_sd3, short_flux], weeks=2)])
+@pytest.mark.parametrize("make", in_turns([free, short_sd3, short_flux], weeks=3))
 def test_dynamic(make):
     """``dynamic=True``: one graph a step kind for every resolution and batch."""
     case = Case(make, dynamic=True)
@@ -172,10 +172,13 @@ def mark_batch(inputs: Inputs) -> None:
 
 @pytest.mark.parametrize(
     ("make", "mark", "sizes"),
-    [
-        (short_sd3, mark_resolution, [(5, 8, 12), (5, 12, 8), (5, 10, 10)]),
-        (free, mark_batch, [(5, 8, 12), (2, 8, 12), (3, 8, 12)]),
-    ],
+    in_turns(
+        [
+            (short_sd3, mark_resolution, [(5, 8, 12), (5, 12, 8), (5, 10, 10)]),
+            (free, mark_batch, [(5, 8, 12), (2, 8, 12), (3, 8, 12)]),
+        ],
+        weeks=2,
+    ),
     ids=["resolution", "batch"],
 )
 def test_marked(make, mark, sizes):

@@ -17,6 +17,7 @@ from taylorseer_fx.passes.pipeline import count_ops
 from taylorseer_fx.planning import plan_each
 from taylorseer_fx.runtime.buffers import BufferLayout
 from tests.composition.session import short_flux
+from tests.turns import in_turns
 from tests.zoo import MODELS, dit, tiny, tiny_inputs
 
 pytestmark = pytest.mark.usefixtures("little_garbage")
@@ -33,15 +34,18 @@ IMAGE_NUMEL = 2 * 16 * 16  # batch, tokens and width of the image, in every mode
 
 @pytest.mark.parametrize(
     ("name", "settings", "num_features", "bytes_an_element"),
-    [
-        ("dit", {"order": 0}, 4, 4),
-        ("dit", {"order": 3, "granularity": "stack"}, 1, 16),
-        ("short flux", {"order": 1}, 3, 8),
-        ("short flux", {"order": 2, "buffer_dtype": torch.float8_e5m2}, 3, 4 + 1 + 1),
-        ("short flux", {"order": 2, "buffer_dtype": torch.float8_e4m3fn, "granularity": "stack"}, 1, 4 + 1 + 1),
-        ("sd3", {"order": 2, "buffer_dtype": torch.bfloat16}, 6, 6),
-        ("pixart", {"order": 2}, 6, 12),
-    ],
+    in_turns(
+        [
+            ("dit", {"order": 0}, 4, 4),
+            ("dit", {"order": 3, "granularity": "stack"}, 1, 16),
+            ("short flux", {"order": 1}, 3, 8),
+            ("short flux", {"order": 2, "buffer_dtype": torch.float8_e5m2}, 3, 4 + 1 + 1),
+            ("short flux", {"order": 2, "buffer_dtype": torch.float8_e4m3fn, "granularity": "stack"}, 1, 4 + 1 + 1),
+            ("sd3", {"order": 2, "buffer_dtype": torch.bfloat16}, 6, 6),
+            ("pixart", {"order": 2}, 6, 12),
+        ],
+        weeks=4,
+    ),
 )
 def test_buffer_bytes(name, settings, num_features, bytes_an_element):
     """Planned, reported, allocated and counted by hand agree: ``order + 1`` buffers of every feature for every stream. Of the

@@ -88,7 +88,7 @@ def generate(backend: TaylorSeerBackend, compiled: Any, variant: Variant) -> tup
     return outputs, forecast
 
 
-@pytest.mark.parametrize("name", [*in_turns(FIRST, weeks=6), *in_turns(OTHERS, weeks=18)])
+@pytest.mark.parametrize("name", [*in_turns(FIRST, weeks=12), *in_turns(OTHERS, weeks=36)])
 def test_model(name, monkeypatch, results):
     monkeypatch.setattr(fold_repeats, "FEWEST_CALLS", 2)  # three blocks; the first is a link of its own
     monkeypatch.setattr(fold_repeats, "COST_OF_A_CALL", 1)

@@ -101,7 +101,7 @@ def test_trajectory(name, order, interval, warmup):
     assert_parity(MODELS[name](torch.float64), backend, NUM_STEPS, ROUNDING[torch.float64])
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", in_turns(MODELS, weeks=2))
 def test_every_feature_in_float32(name):
     """Regions of the expected kinds, a feature for every module output, nothing rejected; 50 steps right to 1e-4 in float32.
 
@@ -127,7 +127,8 @@ def test_trajectory_random_settings(seed):
 
 
 @pytest.mark.parametrize(
-    ("full_steps", "order"), [((0, 1, 3, 4, 9, 11, 22), 4), ((0, 7, 8, 30), 1), ((0, 1, 2, 3, 10, 12, 13, 27), 3)]
+    ("full_steps", "order"),
+    in_turns([((0, 1, 3, 4, 9, 11, 22), 4), ((0, 7, 8, 30), 1), ((0, 1, 2, 3, 10, 12, 13, 27), 3)], weeks=3),
 )
 def test_explicit_full_steps(full_steps, order):
     """Full steps with uneven gaps; the run goes on forecasting behind the last of them."""
@@ -197,7 +198,7 @@ class RecordArguments:
         return call
 
 
-@pytest.mark.parametrize(("name", "order"), [("dit", 3), ("sd3", 1)])
+@pytest.mark.parametrize(("name", "order"), in_turns([("dit", 3), ("sd3", 1)], weeks=2))
 def test_guarded_graph(monkeypatch, name, order):
     """The guarded graph, run as it is with its predicate and buffers passed by hand, equals both reference and variants.
 
@@ -324,7 +325,7 @@ def test_bfloat16_buffers_under_float32():
     assert 2 * narrow.explain().buffer_bytes == wide.explain().buffer_bytes
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float8_e5m2, 0.04), (torch.float8_e4m3fn, 0.012)])
+@pytest.mark.parametrize(("dtype", "tolerance"), in_turns([(torch.float8_e5m2, 0.04), (torch.float8_e4m3fn, 0.012)], weeks=2))
 def test_float8_buffers_under_float32(dtype, tolerance):
     """Differences of a byte an element beside the features in float32; what was measured is half of the tolerances."""
     backend = taylorseer_backend(order=2, interval=4, warmup=3, compiler="eager", buffer_dtype=dtype)
@@ -352,6 +353,7 @@ def buffer_nodes(backend: TaylorSeerBackend) -> list[torch.fx.Node]:
 
 
 @pytest.mark.inductor
+@pytest.mark.turn(0, 2)
 def test_inductor_dit():
     """Through Inductor: 50 steps equal the reference, and the full ones what plain ``torch.compile`` returns. Deep enough for
     blocks of a forecast step to be calls of one.
@@ -366,13 +368,14 @@ def test_inductor_dit():
 
 
 @pytest.mark.inductor
+@pytest.mark.turn(1, 2)
 def test_inductor_sd3():
     """Joint attention through Inductor, at the highest order and a short schedule."""
     assert_parity(sd3(num_layers=2), taylorseer_backend(order=4, interval=3, warmup=2), 16, ROUNDING[torch.float32])
 
 
 @pytest.mark.inductor
-@pytest.mark.parametrize("dtype", [torch.float8_e5m2, torch.float8_e4m3fn])
+@pytest.mark.parametrize("dtype", in_turns([torch.float8_e5m2, torch.float8_e4m3fn], weeks=2))
 def test_inductor_float8(dtype):
     """Buffers of eight bits through Inductor: as without it, but for a difference that rounds the other way now and then."""
     model = tiny()

@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
+from itertools import product
 from typing import Any
 
 import pytest
@@ -89,7 +90,7 @@ def warning_of(case: PipelineCase) -> AbstractContextManager[Any]:
     return nullcontext()
 
 
-@pytest.mark.parametrize("name", in_turns(CASES, weeks=3))
+@pytest.mark.parametrize("name", in_turns(CASES, weeks=5))
 def test_pipeline(name):
     """Calls as scheduled, equal to the hook reference; the same again in a second generation, and in a third one for which
     nothing but the timesteps tells streams and steps. Only the first compiles.
@@ -124,7 +125,7 @@ def assert_calls(backend: TaylorSeerBackend, num_runs: int) -> None:
     assert stats.unforecast_calls == 0
 
 
-@pytest.mark.parametrize("name", ["flux-true-cfg", "wan", "qwen-image"])
+@pytest.mark.parametrize("name", in_turns(["flux-true-cfg", "wan", "qwen-image"], weeks=3))
 def test_regional_compilation(name):
     """``compile_repeated_blocks``: no compiled graph takes the timestep, so the attached pipeline's scheduler tells the step, and
     its contexts the stream. Equal to the model compiled as a whole.
@@ -160,8 +161,7 @@ def test_late_garbage_collection():
     assert_calls(backend, num_runs=2)
 
 
-@pytest.mark.parametrize("order", [1, 2])
-@pytest.mark.parametrize("name", ["flux", "wan"])
+@pytest.mark.parametrize(("name", "order"), in_turns(product(["flux", "wan"], [1, 2]), weeks=4))
 def test_equals_the_cache_of_diffusers(name, order):
     """The same features at the same full steps give what diffusers' own ``TaylorSeerCacheConfig`` gives, up to rounding.
 

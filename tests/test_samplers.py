@@ -92,7 +92,7 @@ def sampled(name: str, model: Any) -> SampledPipeline:
 
 
 @pytest.mark.filterwarnings("ignore:__array_wrap__:DeprecationWarning")  # diffusers' KDPM2 schedulers hand tensors to NumPy
-@pytest.mark.parametrize(("name", "attached"), in_turns(product(SAMPLERS, [True, False]), weeks=3))
+@pytest.mark.parametrize(("name", "attached"), in_turns(product(SAMPLERS, [True, False]), weeks=4))
 def test_sampler(name, attached):
     """Every call of a generation is the next step of its stream; attached or not, guided or not, started late, and again."""
     backend = taylorseer_backend(order=2, interval=3, warmup=2, compiler="eager")

@@ -11,6 +11,7 @@ from taylorseer_fx import TaylorSeerBackend, TaylorSeerWarning, taylorseer_backe
 from taylorseer_fx.config import BackendConfig
 from tests.models.both import BothBackend
 from tests.reference import HookReference
+from tests.turns import in_turns
 from tests.zoo import MODELS, ZooModel, dit, flux, tiny, tiny_inputs
 
 NUM_STEPS = 14
@@ -55,7 +56,7 @@ def compile_stack(model: nn.Module, **settings: Any) -> tuple[TaylorSeerBackend,
     return backend, torch.compile(model, backend=backend, fullgraph=True)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", in_turns(MODELS, weeks=2))
 def test_equals_the_reference(name):
     """Gates and latents move: every step equals the reference, full ones the model; one region, one feature."""
     zoo, reference = MODELS[name](torch.float64), stack_reference(MODELS[name](torch.float64), order=2, **SETTINGS)
@@ -69,7 +70,7 @@ def test_equals_the_reference(name):
     assert (region.kind, len(region.features)) == ("stack", 1)
 
 
-@pytest.mark.parametrize(("model", "order"), [*((dit, order) for order in range(4)), (flux, 2)])
+@pytest.mark.parametrize(("model", "order"), in_turns([*((dit, order) for order in range(4)), (flux, 2)], weeks=5))
 def test_equals_the_modules_under_constant_gates(model, order):
     """Where the time stands still, so that gates do not move, both are the same linear extrapolation; else they are not."""
     zoo = model(torch.float64)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
 from tests.composition.session import NUM_STEPS, Session, assert_differ, equal, short_flux
+from tests.turns import in_turns
 from tests.zoo import Tiny, ZooModel, randomize, tiny_inputs
 
 LENGTH = 6
@@ -16,7 +17,7 @@ eager_flex = pytest.mark.filterwarnings("ignore:flex_attention called without to
 
 
 @eager_flex
-@pytest.mark.parametrize("name", ["native", "_native_math", "_native_flash", "flex"])
+@pytest.mark.parametrize("name", in_turns(["native", "_native_math", "_native_flash", "flex"], weeks=4))
 def test_diffusers_backends(name):
     """FLUX with each of diffusers' backends that runs on a CPU."""
     zoo = short_flux()
@@ -116,7 +117,7 @@ def test_mask_that_changes():
 
 
 @eager_flex
-@pytest.mark.parametrize("compiler", ["eager", pytest.param("inductor", marks=pytest.mark.inductor)])
+@pytest.mark.parametrize("compiler", ["eager", pytest.param("inductor", marks=[pytest.mark.inductor, pytest.mark.turn(0, 3)])])
 def test_flex_attention(compiler):
     """Flex attention with a score function and a block mask: one opaque operator to the passes, gone from forecast steps."""
     mask = create_block_mask(causal, None, None, LENGTH, LENGTH, device="cpu")

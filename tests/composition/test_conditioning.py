@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from tests.composition.session import NUM_STEPS, ROUNDING, Session, assert_close, assert_differ
+from tests.turns import in_turns
 from tests.zoo import ZooModel, flux, noise, pixart, sd3, smooth
 
 # Model, its input for the residuals, how many there are (fewer than blocks: each serves several).
@@ -20,7 +21,7 @@ def residuals(count: int, step: float) -> list[Tensor]:
     return [smooth((2, 16, 16), step, 50 + i, torch.float32) for i in range(count)]
 
 
-@pytest.mark.parametrize(("make", "controls"), CONTROLS)
+@pytest.mark.parametrize(("make", "controls"), in_turns(CONTROLS, weeks=3))
 def test_controlnet(make, controls):
     """Residuals of a ControlNet are added at every step, forecast or not: regions stay what they are, and nothing is rejected."""
     zoo = make()

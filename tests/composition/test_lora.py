@@ -10,6 +10,7 @@ from peft.utils import get_peft_model_state_dict
 from torch import Tensor
 
 from tests.composition.session import Session, assert_differ, equal, flux_modules, short_flux
+from tests.turns import in_turns
 
 TARGETS = ["to_q", "to_out.0", "add_k_proj", "proj_mlp", "proj_out", "net.2", "timestep_embedder.linear_1"]
 
@@ -78,7 +79,7 @@ def test_scale_of_a_call():
     assert_differ(session.check(), full)
 
 
-@pytest.mark.parametrize("rank", [4, 8])
+@pytest.mark.parametrize("rank", in_turns([4, 8], weeks=2))
 def test_hotswap(rank):
     """Swapping an adapter for another, of its rank or of a higher one, compiles nothing and mixes nothing up."""
     session = lora_session()

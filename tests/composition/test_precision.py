@@ -29,7 +29,7 @@ def has_clip(session: Session, kind: str) -> bool:
 # Half precision
 
 
-@pytest.mark.parametrize(("dtype", "name"), in_turns(product([torch.bfloat16, torch.float16], MODELS), weeks=3))
+@pytest.mark.parametrize(("dtype", "name"), in_turns(product([torch.bfloat16, torch.float16], MODELS), weeks=4))
 def test_half_precision(dtype, name):
     """Every region of every model is found, and each step is right to a few units of rounding; the full steps to one or two."""
     zoo = MODELS[name](dtype)
@@ -60,8 +60,9 @@ def test_float16_clip_that_bites():
 # Weights of eight bits
 
 
-@pytest.mark.parametrize("make", [dit, short_flux])
-@pytest.mark.parametrize("config", [Int8WeightOnlyConfig, Float8WeightOnlyConfig])
+@pytest.mark.parametrize(
+    ("make", "config"), in_turns(product([dit, short_flux], [Int8WeightOnlyConfig, Float8WeightOnlyConfig]), weeks=4)
+)
 def test_weight_only(make, config):
     """Weights stored in eight bits and used in float32: all regions, and right to the rounding of float32."""
     zoo = make()
@@ -120,7 +121,7 @@ def store_linears(zoo: ZooModel) -> None:
                 setattr(module, name, StoredLinear(child))
 
 
-@pytest.mark.parametrize("make", [dit, sd3])
+@pytest.mark.parametrize("make", in_turns([dit, sd3], weeks=2))
 def test_float8_storage(make):
     """Weights stored in float8 and cast in the forward: right, and a forecast step does not even read those it needs not."""
     zoo = make(torch.bfloat16)

@@ -21,6 +21,7 @@ from tests.composition.session import (
     first_of,
     tiny_zoo,
 )
+from tests.turns import in_turns
 from tests.zoo import ZooModel, dit, randomize, sd3
 
 
@@ -41,7 +42,7 @@ def swap_block(model: nn.Module) -> None:
     model.transformer_blocks[0] = copy.deepcopy(model.transformer_blocks[1])
 
 
-@pytest.mark.parametrize("change", [load, edit])
+@pytest.mark.parametrize("change", in_turns([load, edit], weeks=2))
 def test_changed_in_place(change):
     """New values in the old weights: the next generation follows them, and nothing recompiles."""
     session = Session.of(dit())
@@ -51,7 +52,7 @@ def test_changed_in_place(change):
         assert_differ(session.check(), before)
 
 
-@pytest.mark.parametrize("change", [assign, swap_block])
+@pytest.mark.parametrize("change", in_turns([assign, swap_block], weeks=2))
 def test_replaced(change):
     """Other tensors in the place of the weights, or another block in the place of one."""
     session = Session.of(dit())
@@ -135,7 +136,7 @@ def short_dit() -> ZooModel:
     return zoo
 
 
-@pytest.mark.parametrize(("offload", "make"), [(sequential, short_dit), (leaf_level, tiny_zoo)])
+@pytest.mark.parametrize(("offload", "make"), in_turns([(sequential, short_dit), (leaf_level, tiny_zoo)], weeks=2))
 def test_offload_of_every_layer(offload: Callable[[nn.Module], None], make: Callable[[], ZooModel]):
     """Hooks around every layer leave no attention in one piece: so nothing is forecast, and is said to be."""
     zoo = make()

@@ -24,6 +24,7 @@ from taylorseer_fx.bench.tables import cells
 from taylorseer_fx.bench.verdict import verdict
 from taylorseer_fx.bench.workloads import PipelineWorkload, tiny_pipelines
 from tests.harness.test_reports import RESULT
+from tests.turns import in_turns
 
 pytestmark = pytest.mark.usefixtures("little_garbage")
 NUM_STEPS = 11
@@ -62,7 +63,9 @@ def test_schedule_is_that_of_diffusers():
     assert diffusers_full_steps(50) == (0, 1, 2, 4, 9, 14, 19, 24, 29, 34, 39, 44, 49)
 
 
-@pytest.mark.parametrize("method", [ours(1), ours(0, "stack"), OfficialHooks(1), TaylorSeerCache("named", compiled=False)])
+@pytest.mark.parametrize(
+    "method", in_turns([ours(1), ours(0, "stack"), OfficialHooks(1), TaylorSeerCache("named", compiled=False)], weeks=4)
+)
 def test_same_full_steps(dit, method):
     """Counted, not claimed: all that can be given the list execute just that."""
     row = dit.measure(method)
@@ -105,7 +108,7 @@ def test_part_of_the_work(flux):
     assert row.ceiling < flux.measure(TaylorSeerCache("named", compiled=False)).ceiling
 
 
-@pytest.mark.parametrize("method", [FirstBlockCache(compiled=False), MagCache(compiled=False)])
+@pytest.mark.parametrize("method", in_turns([FirstBlockCache(compiled=False), MagCache(compiled=False)], weeks=2))
 def test_thresholds_are_tuned(dit, method):
     """To about as many full steps as the schedule has, and those are counted."""
     row = dit.measure(method)
