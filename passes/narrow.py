@@ -50,6 +50,8 @@ def demanded(graph: fx.Graph, cut: Collection[fx.Node] = (), gone: Collection[fx
             demands[node] = merged(asked[node], sizes_of(node)) if _is_tensor(node) else _shared(asked[node])
             if node in cut:
                 continue
+            if not _can_be_in_parts(node, demands[node]):
+                demands[node] = (whole(node),)
             for window in demands[node]:
                 for source, part in _needs(node, window):
                     asked.setdefault(source, []).append(part)
@@ -65,6 +67,11 @@ def all_demanded(graph: fx.Graph) -> Demands:
 def _needs(node: fx.Node, window: Window) -> Needs:
     needs = _narrowed_needs(node, window)
     return needs if needs is not None else [(source, whole(source)) for source in node.all_input_nodes]
+
+
+def _can_be_in_parts(node: fx.Node, windows: tuple[Window, ...]) -> bool:
+    """Not where computing a part means to compute all of it: several parts would, several times."""
+    return len(windows) == 1 or node.op != "call_function" or all(_narrowed_needs(node, part) is not None for part in windows)
 
 
 def _narrowed_needs(node: fx.Node, window: Window) -> Needs | None:
