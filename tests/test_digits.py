@@ -43,6 +43,7 @@ def test_weights_are_small_enough_to_ship():
     assert WEIGHTS_PATH.stat().st_size < 8 * 2**20
 
 
+@pytest.mark.turn(1, 2)
 def test_samples_show_the_class_asked_for():
     """At least 95 % of 20 pictures are named as asked for by a classifier fitted on the real digits."""
     assert Judge().accuracy(in_full(), LABELS.repeat(2)) >= 0.95
@@ -68,6 +69,7 @@ def test_whole_generation_follows_the_reference(order: int, interval: int, warmu
     assert order > 1 or psnr(actual, in_full()[:4]) > 30
 
 
+@pytest.mark.turn(0, 2)
 def test_float8_buffers_cost_no_quality():
     """25 steps: the pictures are off those with buffers in float32 by a thousandth, and no further from the full run's."""
     model = load_digits_model()

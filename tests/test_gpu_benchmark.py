@@ -23,6 +23,7 @@ FIGURES |= {
 TINY = ["--device", "cpu", "--small", "--compiler", "eager", "--steps", "5"]
 
 
+@pytest.mark.turn(0, 3)
 def test_small_run(tmp_path, capsys, monkeypatch):
     """Every figure of a row is there and positive; the README's table has it."""
     dit = next(case for case in cases(True) if "256x256, batch 2" in case.name)

@@ -166,6 +166,7 @@ def count_clips(graph: torch.fx.GraphModule) -> int:
     return sum(packet(node) in clips for node in graph.graph.nodes)
 
 
+@pytest.mark.turn(2, 3)
 def test_flux_in_float16():
     """Where FLUX clips both streams. Float16 rounds to 5e-4; the buffers are rounded to it, and so is every sum of a forecast."""
     pattern = PATTERNS["S"]

@@ -1,4 +1,4 @@
-"""Wide tables take turns: an entry is run in one week of several, and all of them with ``pytest --all-variants``.
+"""Wide tables and slow tests take turns: each is run in one week of several, and all of them with ``pytest --all-variants``.
 
 Tracing and compiling a hundred models would take half an hour; what one week leaves out, another runs.
 """

@@ -64,6 +64,7 @@ def ip_adapter(zoo: ZooModel) -> dict[str, dict[str, Tensor]]:
     return {"image_proj": projection, "ip_adapter": layers}
 
 
+@pytest.mark.turn(1, 3)
 def test_ip_adapter():
     """Image tokens attended to in an attention of their own, whose output is added to the stream without a gate, behind the MLP.
 

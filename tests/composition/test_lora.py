@@ -30,6 +30,7 @@ def lora_session() -> Session:
     return session
 
 
+@pytest.mark.turn(1, 2)
 def test_loaded_scaled_and_unloaded():
     """An adapter comes, is scaled down, and goes: all regions in each graph, and the right picture each time."""
     zoo, session = short_flux(), lora_session()
@@ -57,6 +58,7 @@ def test_fused():
     assert session.backend.stats().graphs == graphs == 1
 
 
+@pytest.mark.turn(0, 2)
 def test_two_adapters():
     """A weighted mix of two adapters, then one of them deleted."""
     session = lora_session()

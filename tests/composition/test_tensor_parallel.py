@@ -42,6 +42,7 @@ def run_workers(directory: Path) -> list[dict[str, Any]]:
 
 
 @pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="needs torch.distributed with gloo")
+@pytest.mark.turn(1, 3)
 def test_tensor_parallel(tmp_path):
     """All regions are found, and a forecast step communicates nothing, since all it would have to sum up is forecast.
 

@@ -108,6 +108,7 @@ def test_model_offload():
     session.assert_all_found(zoo)
 
 
+@pytest.mark.turn(0, 3)
 def test_block_level_group_offload():
     """Diffusers' hooks around each block break the graph there. Each block is a graph of its own, and forecast."""
     zoo = sd3()

@@ -68,6 +68,7 @@ def test_cells():
     assert Cell("full", 0, 1, 2000).full_steps == 50
 
 
+@pytest.mark.turn(2, 3)
 def test_resumes(tmp_path, monkeypatch):
     """A second run does what is missing, and nothing again; one with other settings is refused."""
     few = [Cell("full", 0, 1, 20), Cell("fewer steps", 0, 5, 20), Cell("module", 0, 5, 20), Cell("module", 1, 5, 20)]

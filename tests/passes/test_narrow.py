@@ -133,7 +133,7 @@ class TestApplied:
 
     @pytest.mark.parametrize("starts", [[0], [0, 6]])
     def test_operators_without_a_rule_are_whole(self, starts):
-        """A softmax over the rows needs all of them; the slice stays behind it. However many parts are read, it is computed once."""
+        """A softmax over the rows needs all of them; the slice stays behind it. However many are read, it is computed once."""
 
         def build(emit, x):
             y = emit(aten._softmax.default, emit(aten.exp.default, x), 0, False)
