@@ -10,8 +10,8 @@ from pytest_benchmark.fixture import BenchmarkFixture
 
 from benchmarks.workloads import Workload, tiny_dit
 from taylorseer_fx import taylorseer_backend
-from taylorseer_fx.passes.specialize import StepKind
-from taylorseer_fx.passes.taylor import Storage
+from taylorseer_fx.passes.steps import StepKind
+from taylorseer_fx.passes.storage import Storage
 from taylorseer_fx.runtime.buffers import BufferLayout
 from taylorseer_fx.runtime.captures import same_addresses
 from taylorseer_fx.runtime.cuda_graphs import CapturePlan

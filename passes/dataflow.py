@@ -56,7 +56,7 @@ def live_nodes(graph: fx.Graph, cut: Iterable[fx.Node] = (), roots: Iterable[fx.
     """
     stop = set(cut)
     live: set[fx.Node] = set()
-    stack: list[fx.Node] = [node for node in graph.nodes if node.op == "output" or _is_mutation(node)]
+    stack: list[fx.Node] = [node for node in graph.nodes if node.op == "output" or is_mutation(node)]
     stack.extend(roots)
     while stack:
         node = stack.pop()
@@ -68,7 +68,7 @@ def live_nodes(graph: fx.Graph, cut: Iterable[fx.Node] = (), roots: Iterable[fx.
     return live
 
 
-def _is_mutation(node: fx.Node) -> bool:
+def is_mutation(node: fx.Node) -> bool:
     schema = getattr(node.target, "_schema", None)
     return node.op == "call_function" and schema is not None and bool(schema.is_mutable)
 

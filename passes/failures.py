@@ -9,6 +9,7 @@ import torch
 from taylorseer_fx.version import __version__
 
 HERE = Path(__file__).parent
+RUNNING = ("pipeline.py", "runner.py", "lower.py")  # these only call passes
 
 
 def failure_report(name: str, error: Exception, price: str) -> str:
@@ -30,6 +31,6 @@ def failure_report(name: str, error: Exception, price: str) -> str:
 def _where(error: Exception) -> str:
     """The innermost line of a pass, or of whatever it called where none is on the way."""
     frames = extract_tb(error.__traceback__)
-    ours = [frame for frame in frames if Path(frame.filename).parent == HERE and Path(frame.filename).name != "pipeline.py"]
+    ours = [frame for frame in frames if Path(frame.filename).parent == HERE and Path(frame.filename).name not in RUNNING]
     frame = (ours or frames)[-1]
     return f"{Path(frame.filename).name}:{frame.lineno} {frame.name}"

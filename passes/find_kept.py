@@ -16,7 +16,7 @@ from taylorseer_fx.passes.narrow import Demands, demanded
 from taylorseer_fx.passes.ops import aten, dressed_input, packet
 from taylorseer_fx.passes.regions import Feature, Region, RegionSet, order_of, region_border
 from taylorseer_fx.passes.sizes import hint
-from taylorseer_fx.passes.taylor import Storage
+from taylorseer_fx.passes.storage import Storage
 from taylorseer_fx.passes.window_rules import rule_of
 from taylorseer_fx.passes.windows import Window, hull, is_whole, normalized, num_elements, sizes_of, whole
 

@@ -10,7 +10,6 @@ Snapshots change places: the newest is written over the oldest, and the runtime 
 are all written. A buffer that a branch passes through needs no copy. What the forecast leaves unread is for ``clean_up``.
 """
 
-import enum
 import operator
 from collections.abc import Sequence
 from typing import Any, cast
@@ -20,13 +19,7 @@ from torch import fx
 
 from taylorseer_fx.passes.emit import attribute, emit_as_it_is, graph_module, outputs, standing_for
 from taylorseer_fx.passes.guard_regions import GuardedGraph, cond
-
-
-class StepKind(enum.Enum):
-    """What a step does: execute every region, or forecast it."""
-
-    FULL = "full"
-    FORECAST = "forecast"
+from taylorseer_fx.passes.steps import StepKind
 
 
 def specialize(guarded: GuardedGraph, kind: StepKind) -> fx.GraphModule:

@@ -13,36 +13,14 @@ and 6, as its official code computes them.)
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import fx
 
 from taylorseer_fx.passes.emit import Emit, cast
+from taylorseer_fx.passes.storage import FLOAT8
 
 aten = torch.ops.aten
-
-FLOAT8 = (torch.float8_e5m2, torch.float8_e4m3fn)
-
-
-@dataclass(frozen=True)
-class Storage:
-    """What is kept of a feature: ``order + 1`` buffers, in ``dtype`` or its own.
-
-    An eight-bit ``dtype`` is that of the differences of order 1 and up; the feature itself is kept as it is.
-    """
-
-    order: int
-    dtype: torch.dtype | None = None
-
-    @property
-    def keeps_differences(self) -> bool:
-        return self.dtype in FLOAT8
-
-    def dtypes(self, feature: torch.dtype) -> tuple[torch.dtype, ...]:
-        """Of the buffers of a feature, order by order (newest first, where they are snapshots)."""
-        dtype = self.dtype or feature
-        return (feature if self.keeps_differences else dtype, *[dtype] * self.order)
 
 
 def accumulation_dtype(feature: torch.dtype) -> torch.dtype:

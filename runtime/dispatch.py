@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from taylorseer_fx.passes.call_inputs import CallInputs
-from taylorseer_fx.passes.specialize import StepKind
-from taylorseer_fx.passes.taylor import Storage
+from taylorseer_fx.passes.steps import StepKind
+from taylorseer_fx.passes.storage import Storage
 from taylorseer_fx.runtime.buffers import Argument, BufferLayout, num_bytes
 from taylorseer_fx.runtime.clock import Clock, GraphCall, StreamKey, Tick
 from taylorseer_fx.runtime.conditioning import read_conditioning, read_samples

@@ -15,11 +15,11 @@ from taylorseer_fx.attach import Attachments
 from taylorseer_fx.cache import CompiledSteps, KeptPasses, Passes, StepCode, StoredPasses, VariantCode, arriving, cache_tag
 from taylorseer_fx.compile import (
     CompileGraph,
-    compile_variant,
     compile_variants,
     is_called_from_python,
     kernels_awaited_at_the_end,
     make_eager,
+    target_for,
     trace_and_compile,
 )
 from taylorseer_fx.config import BackendConfig
@@ -28,11 +28,12 @@ from taylorseer_fx.explain import CompiledGraph, Report, count_if_possible, desc
 from taylorseer_fx.graph_breaks import GraphBreak, graph_break_after
 from taylorseer_fx.messages import GRADIENTS, broken, mode_in_options, nothing_compiled, nothing_to_forecast, where_to_put
 from taylorseer_fx.passes.find_kept import num_buffer_bytes
+from taylorseer_fx.passes.lower import AS_IT_IS
 from taylorseer_fx.passes.pipeline import PassResult, run_passes
 from taylorseer_fx.passes.plain_graph import PlainGraph
 from taylorseer_fx.passes.regions import MEANT, RegionSet
 from taylorseer_fx.passes.residual_ops import registered_names
-from taylorseer_fx.passes.specialize import StepKind
+from taylorseer_fx.passes.steps import StepKind
 from taylorseer_fx.recompile_limit import text_at_the_limit
 from taylorseer_fx.runtime.buffers import BufferLayout
 from taylorseer_fx.runtime.dispatch import (
@@ -221,27 +222,21 @@ class TaylorSeerBackend:
             "graph_break": where,
             "is_part": origin.is_part,
             "registered": registered_names(),
+            "target": target_for(inputs) if config.compiler == "inductor" else AS_IT_IS,
+            "disabled": config.disabled_passes,
         }
         result = run_passes(traced, **arguments, notify=self._notify)
         numbers = count_if_possible(result, config.storage)  # before Inductor works in the graphs
-        compile_graph = self._compiler(compile_graph)
-
-        def kept_passes() -> Passes:
-            stored = StoredPasses.of(traced, arguments) if tag is not None and result.is_complete else None
-            return stored or KeptPasses(PlainGraph.of(traced), arguments)
-
         layout, dtype = None, None
         if result.guarded is None:
             self._must_have_regions(result.found, origin)
-            every_input = tuple(range(len(inputs)))
-            passes = kept_passes()  # before Inductor works in the graph
-            variants = {StepKind.FULL: compile_variant(traced, inputs, static_inputs, every_input, compile_graph)}
         else:
-            with kernels_awaited_at_the_end(inputs):
-                variants = compile_variants(result, inputs, static_inputs, compile_graph)
-                passes = kept_passes()
             layout = BufferLayout.of([buffer.meta["val"] for buffer in result.guarded.buffers], inputs)
             dtype = result.guarded.coefficient_dtype
+        with kernels_awaited_at_the_end(inputs):
+            variants = compile_variants(result, inputs, static_inputs, self._compiler(compile_graph))
+            stored = StoredPasses.of(traced, arguments) if tag is not None and result.is_complete else None
+            passes: Passes = stored or KeptPasses(PlainGraph.of(traced), arguments)
         found = replace(result.found, regions=())
         over_budget = self._over_budget(result)
         about = (found, over_budget, result.inputs)
@@ -342,6 +337,7 @@ def taylorseer_backend(
     compiler: str = "inductor",
     compiler_options: Mapping[str, Any] | None = None,
     on_no_regions: str = "error",
+    disabled_passes: Iterable[str] = (),
 ) -> TaylorSeerBackend:
     """A backend for ``torch.compile`` that executes some denoising steps and forecasts the others.
 
@@ -363,6 +359,8 @@ def taylorseer_backend(
         compiler: "inductor", or "eager" to run the specialised graphs uncompiled, for tests and debugging.
         compiler_options: options of Inductor, as ``torch.compile(options=...)`` takes them.
         on_no_regions: what to do with a graph without attention or MLP: "error", or "warn" and compile it plainly.
+        disabled_passes: names of optional passes to do without, for tests and debugging: "find_kept", "find_cut_branches",
+            "narrow", "sum_few_rows", "fold_repeats". Results stay right; ``explain()`` lists what was left out.
 
     Returns:
         A callable ``(gm, example_inputs)`` for ``torch.compile(model, backend=...)``. Use one for each model: it holds the
@@ -375,6 +373,7 @@ def taylorseer_backend(
     ``TaylorSeerError`` and arrive as they are, not as ``torch._dynamo.exc.BackendCompilerFailed``.
     """
     steps: Any = full_steps
+    disabled: Any = disabled_passes
     return TaylorSeerBackend(
         BackendConfig(
             order=order,
@@ -388,6 +387,7 @@ def taylorseer_backend(
             compiler=compiler,
             compiler_options=compiler_options if compiler_options is not None else {},
             on_no_regions=on_no_regions,
+            disabled_passes=disabled,
         )
     )
 

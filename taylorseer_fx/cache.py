@@ -40,7 +40,7 @@ from taylorseer_fx.passes.pipeline import PassResult, no_garbage_collection, run
 from taylorseer_fx.passes.plain_graph import KEPT_METADATA, PlainGraph
 from taylorseer_fx.passes.regions import RegionSet
 from taylorseer_fx.passes.residual_ops import REGISTERED
-from taylorseer_fx.passes.specialize import StepKind
+from taylorseer_fx.passes.steps import StepKind
 from taylorseer_fx.runtime.buffers import BufferLayout
 from taylorseer_fx.runtime.cuda_graphs import CapturePlan
 from taylorseer_fx.runtime.dispatch import BoxedCallable
@@ -271,7 +271,7 @@ def cache_tag(gm: fx.GraphModule, config: BackendConfig, *origin: object) -> str
     """
     if not _IS_SUPPORTED or config.compiler != "inductor" or _is_being_exported() or _holds_tensors(gm):
         return None
-    settings = [str(config.storage), str(config.selection), config.on_no_regions, *map(str, origin)]
+    settings = [*config.key, *map(str, origin)]
     names = [(module_path(node), source_line(node)) for node in gm.graph.nodes if node.op != "placeholder"]
     registered = sorted((str(op), fingerprint(decomposition) or "") for op, decomposition in REGISTERED.items())
     if any(not digest for _, digest in registered):

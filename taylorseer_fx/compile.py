@@ -6,7 +6,7 @@ an ``inner_compile``. We take that place, so a full step goes the very way of pl
 
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from types import FrameType
 from typing import Any
@@ -20,13 +20,10 @@ from torch.fx._lazy_graph_module import _LazyGraphModule
 
 from taylorseer_fx.cache import VariantCode, caching
 from taylorseer_fx.capturable import plan_capture
+from taylorseer_fx.passes.lower import AS_IT_IS, TARGETS, Target
 from taylorseer_fx.passes.pipeline import PassResult
-from taylorseer_fx.passes.specialize import StepKind
+from taylorseer_fx.passes.steps import StepKind
 from taylorseer_fx.runtime.dispatch import BoxedCallable
-
-# Inductor would sum up the polynomials of a whole model in one loop, which reads every buffer at once; a core follows only so
-# many streams of memory. DiT-XL/2, 168 buffers, two threads: a forecast step of 49 ms, and of 29 ms in loops of two nodes.
-CPU_FUSION_SIZE = 2
 
 inductor_config: Any = torch._inductor.config  # a ConfigModule, which annotations know as a module
 
@@ -74,24 +71,32 @@ def is_called_from_python() -> bool:
     return False
 
 
+def target_for(inputs: Iterable[Any]) -> Target:
+    """What graphs that take ``inputs`` are lowered for."""
+    devices = {value.device.type for value in inputs if isinstance(value, Tensor)}
+    target = TARGETS.get(devices.pop(), AS_IT_IS) if len(devices) == 1 else AS_IT_IS
+    can_call_blocks = not (inductor_config.cpp_wrapper or inductor_config.fx_wrapper)  # these wrappers have no code for it
+    return target if can_call_blocks else target.without("fold_repeats")
+
+
 def compile_variants(
     result: PassResult, inputs: Sequence[Any], static_inputs: Iterable[int], compile_graph: CompileGraph
 ) -> dict[StepKind, VariantCode]:
     """Compile the graph of each step kind. Coefficients come after the inputs, then the buffers, which are static too."""
     guarded = result.guarded
-    assert guarded is not None
-    extra = [node.meta["val"] for node in [*guarded.coefficients, *guarded.buffers]]
-    every_input = [*inputs, *extra]
-    first_buffer = len(inputs) + len(guarded.coefficients)
-    static = {*static_inputs, *range(first_buffer, len(every_input))}
+    coefficients, buffers = (guarded.coefficients, guarded.buffers) if guarded is not None else ([], [])
+    every_input = [*inputs, *(node.meta["val"] for node in [*coefficients, *buffers])]
+    static = {*static_inputs, *range(len(inputs) + len(coefficients), len(every_input))}
     compiled = {}
     for kind in reversed(StepKind):  # the full graph last: what it reports of its outputs is what AOTAutograd is to see
-        variant = result.variants[kind]
-        variant_inputs = [every_input[i] for i in variant.kept]
-        variant_static = tuple(i for i, position in enumerate(variant.kept) if position in static)
-        lean = None if kind is StepKind.FULL else result.folded if _can_call_blocks() else result.summed
-        with _settings_of(kind, variant_inputs):
-            compiled[kind] = compile_variant(variant.gm, variant_inputs, variant_static, variant.kept, compile_graph, lean)
+        if kind in result.lowered:
+            variant = result.lowered[kind]
+            variant_inputs = [every_input[i] for i in variant.kept]
+            variant_static = tuple(i for i, position in enumerate(variant.kept) if position in static)
+            plan = plan_capture(variant.gm, variant_inputs, variant_static)  # Inductor works in the graph: read it before
+            with _settings_of(kind, result.target):
+                run = compile_graph(variant.gm, variant_inputs, variant_static)
+            compiled[kind] = VariantCode(run, variant.kept, plan)
     return compiled
 
 
@@ -120,35 +125,17 @@ def _on_cpu(inputs: Iterable[Any]) -> bool:
     return all(value.device.type == "cpu" for value in inputs if isinstance(value, Tensor))
 
 
-def _can_call_blocks() -> bool:
-    """Inductor's C++ and FX wrappers have no code for calls of a subgraph."""
-    return not (inductor_config.cpp_wrapper or inductor_config.fx_wrapper)
-
-
 @contextmanager
-def _settings_of(kind: StepKind, inputs: Iterable[Any]) -> Iterator[None]:
-    """What is different in compiling a forecast step; a size that the user chose is kept, where it isn't Inductor's own."""
-    if kind is StepKind.FULL:
-        yield
-        return
-    # By value: once patched, as here, Inductor counts a setting as chosen ever after.
-    is_default = inductor_config.max_fusion_size == inductor_config._config["max_fusion_size"].default
-    fusion = {"max_fusion_size": CPU_FUSION_SIZE} if _on_cpu(inputs) and is_default else {}
-    with _without_output_strides(), inductor_config.patch(fusion):
+def _settings_of(kind: StepKind, target: Target) -> Iterator[None]:
+    """The target's settings; what the user chose is kept, where it isn't Inductor's own."""
+    settings = {name: value for name, value in target.of(kind).settings.items() if _is_default(name)}
+    with nullcontext() if kind is StepKind.FULL else _without_output_strides(), inductor_config.patch(settings):
         yield
 
 
-def compile_variant(
-    gm: fx.GraphModule,
-    inputs: Sequence[Any],
-    static_inputs: tuple[int, ...],
-    kept: tuple[int, ...],
-    compile_graph: CompileGraph,
-    lean: fx.GraphModule | None = None,
-) -> VariantCode:
-    """Compile one graph, or ``lean`` in its place; Inductor works in it, so what it tells about capturing is read before."""
-    plan = plan_capture(gm, inputs, static_inputs)
-    return VariantCode(compile_graph(gm if lean is None else lean, inputs, static_inputs), kept, plan)
+def _is_default(name: str) -> bool:
+    """By value: once patched, as here, Inductor counts a setting as chosen ever after."""
+    return bool(getattr(inductor_config, name) == inductor_config._config[name].default)
 
 
 def make_eager(gm: fx.GraphModule, _inputs: Sequence[Any], _static_inputs: tuple[int, ...]) -> BoxedCallable:

@@ -1,7 +1,7 @@
 """The settings of a backend, checked where they are given."""
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from itertools import pairwise
 from typing import Any
@@ -9,10 +9,11 @@ from typing import Any
 import torch
 
 from taylorseer_fx.errors import ConfigError
-from taylorseer_fx.passes.pipeline import Selection
-from taylorseer_fx.passes.taylor import FLOAT8, Storage
+from taylorseer_fx.passes.steps import OPTIONAL
+from taylorseer_fx.passes.storage import FLOAT8, Selection, Storage
 from taylorseer_fx.runtime.schedule import Schedule
 
+NOT_IN_CODE = {"in_code": False}  # of a field that makes no difference to the code of a graph
 MAX_ORDER = 4  # the highest that the paper evaluates; the noise of a difference doubles with every order
 GRANULARITIES = ("module", "stack")
 COMPILERS = ("inductor", "eager")
@@ -21,19 +22,22 @@ BUFFER_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16, *F
 
 @dataclass(frozen=True)
 class BackendConfig:
-    """What ``taylorseer_backend`` takes; see there."""
+    """What ``taylorseer_backend`` takes; see there. What makes no difference to the code of a graph is marked, and all else is
+    part of the cache's key.
+    """
 
     order: int = 1
-    interval: int = 5
-    warmup: int = 3
-    full_steps: tuple[int, ...] | None = None
+    interval: int = field(default=5, metadata=NOT_IN_CODE)
+    warmup: int = field(default=3, metadata=NOT_IN_CODE)
+    full_steps: tuple[int, ...] | None = field(default=None, metadata=NOT_IN_CODE)
     granularity: str = "module"
     buffer_dtype: torch.dtype | None = None
     memory_budget: int | None = None
-    cuda_graphs: bool | None = None
+    cuda_graphs: bool | None = field(default=None, metadata=NOT_IN_CODE)
     compiler: str = "inductor"
     compiler_options: Mapping[str, Any] = field(default_factory=dict)
     on_no_regions: str = "error"
+    disabled_passes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.full_steps is not None:
@@ -57,6 +61,7 @@ class BackendConfig:
             raise ConfigError("buffer_dtype", "None or one of " + ", ".join(map(str, BUFFER_DTYPES)), self.buffer_dtype)
         if self.cuda_graphs is not None and not isinstance(self.cuda_graphs, bool):
             raise ConfigError("cuda_graphs", "None, True or False", self.cuda_graphs)
+        object.__setattr__(self, "disabled_passes", _checked_passes(self.disabled_passes))
         object.__setattr__(self, "compiler_options", dict(_checked_options(self.compiler, self.compiler_options)))
 
     @classmethod
@@ -71,6 +76,11 @@ class BackendConfig:
                     hint = f"Options of Inductor go into one of these: options={{'compiler_options': {{{name!r}: ...}}}}."
                 raise ConfigError("option name", "one of " + ", ".join(known), name, hint)
         return cls(**options)
+
+    @property
+    def key(self) -> tuple[tuple[str, str], ...]:
+        """All that the code of a graph depends on, or that is said while it is compiled, by name."""
+        return tuple((f.name, str(getattr(self, f.name))) for f in fields(self) if f.metadata != NOT_IN_CODE)
 
     @property
     def selection(self) -> Selection:
@@ -110,6 +120,17 @@ def _checked_full_steps(value: Any) -> tuple[int, ...]:
     if any(after <= before for before, after in pairwise(steps)):
         raise ConfigError("full_steps", allowed, value)
     return steps
+
+
+def _checked_passes(value: Any) -> tuple[str, ...]:
+    allowed = "a list of " + ", ".join(map(repr, OPTIONAL))
+    if isinstance(value, str) or not isinstance(value, Iterable):
+        raise ConfigError("disabled_passes", allowed, value)
+    names = tuple(value)
+    for name in names:
+        if name not in OPTIONAL:
+            raise ConfigError("disabled_passes", allowed, value, f"{name!r} is no optional pass.")
+    return tuple(name for name in OPTIONAL if name in names)
 
 
 def _checked_options(compiler: str, value: Any) -> Mapping[str, Any]:

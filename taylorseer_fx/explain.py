@@ -22,11 +22,12 @@ from taylorseer_fx.passes.find_kept import num_buffer_bytes
 from taylorseer_fx.passes.flops import count_flops
 from taylorseer_fx.passes.module_path import source_line
 from taylorseer_fx.passes.narrow import all_demanded
-from taylorseer_fx.passes.pipeline import PassResult, StageRecord, count_ops
+from taylorseer_fx.passes.pipeline import PassResult
 from taylorseer_fx.passes.read_whole import ReadWhole, find_read_whole
 from taylorseer_fx.passes.regions import Region, Rejected
-from taylorseer_fx.passes.specialize import StepKind
-from taylorseer_fx.passes.taylor import Storage
+from taylorseer_fx.passes.runner import StageRecord, count_ops
+from taylorseer_fx.passes.steps import StepKind
+from taylorseer_fx.passes.storage import Storage
 from taylorseer_fx.passes.traffic import Traffic, count_traffic
 from taylorseer_fx.passes.windows import window_text
 from taylorseer_fx.text import format_bytes, format_flops, format_table
@@ -76,6 +77,8 @@ class GraphSummary:
 class GraphNumbers:
     """What is counted in the graphs that the passes made of one graph, so that none of them need stay. Plain data, to be stored
     with the code.
+
+    ``num_lowered_ops`` are those of the graphs that were compiled, for ``target``; all else is counted before they are lowered.
     """
 
     regions: tuple[RegionInfo, ...]
@@ -83,7 +86,9 @@ class GraphNumbers:
     stages: tuple[StageRecord, ...]
     buffer_bytes: int
     granularity: str
+    target: str
     num_ops: dict[str, int]
+    num_lowered_ops: dict[str, int]
     flops: dict[str, int]
     traffic: dict[str, Traffic]
     time_inputs: tuple[str, ...]
@@ -119,19 +124,25 @@ class Report(GraphNumbers):
     time_taken: tuple[int, ...]
     _remade: Passes = field(repr=False)
 
-    def graph(self, name: str) -> fx.GraphModule:
+    def graph(self, name: str, *, lowered: bool = False) -> fx.GraphModule:
         """The graph "canonical", "guarded", "full" or "forecast"; ``graph("full").print_readable()`` prints it.
 
         A report keeps numbers only, so the passes make it again, which takes seconds for a large model. It is as they left it,
         before Inductor worked in it, and nobody else's.
 
+        Args:
+            name: of the graph.
+            lowered: of "full" and "forecast", the graph that was compiled: what pays on the device at hand was rewritten in it.
+
         Raises:
             ConfigError: another name.
         """
-        names = ("canonical", *(("guarded",) if self.regions else ()), *(kind.value for kind in StepKind))
+        kinds = tuple(kind.value for kind in StepKind)
+        names = kinds if lowered else ("canonical", *(("guarded",) if self.regions else ()), *kinds)
         if name not in names:
             raise ConfigError("name", " or ".join(map(repr, names)), name)
-        return _named_graphs(self._remade.run())[name]
+        result = self._remade.run()
+        return (_lowered_graphs if lowered else _named_graphs)(result)[name]
 
     def __str__(self) -> str:
         parts = (self._all_graphs(), self._passes(), self._regions(), self._rejected(), self._summary())
@@ -208,7 +219,9 @@ class Report(GraphNumbers):
     def _step_line(self, name: str) -> str:
         traffic = self.traffic[name]
         moved = f"reads {format_bytes(traffic.read)}, writes {format_bytes(traffic.written)}"
-        return f"{name + ' step:':14} {self.num_ops[name]} ops, {format_flops(self.flops[name])}, {moved}"
+        num_lowered = self.num_lowered_ops[name]
+        lowered = f" ({num_lowered} as compiled for {self.target})" if num_lowered != self.num_ops[name] else ""
+        return f"{name + ' step:':14} {self.num_ops[name]} ops{lowered}, {format_flops(self.flops[name])}, {moved}"
 
     def _times(self) -> list[str]:
         """The candidates for the time, where each is first read, and, of several, which were taken for it."""
@@ -308,7 +321,9 @@ def count(result: PassResult, storage: Storage) -> GraphNumbers:
         stages=result.stages,
         buffer_bytes=sum(feature.buffer_bytes for region in regions for feature in region.features),
         granularity=result.granularity,
+        target=result.target.name,
         num_ops={name: count_ops(gm.graph) for name, gm in graphs.items()},
+        num_lowered_ops={name: count_ops(gm.graph) for name, gm in _lowered_graphs(result).items()},
         flops={name: count_flops(gm.graph) for name, gm in graphs.items()},
         traffic={name: _traffic(name, gm) for name, gm in graphs.items()},
         time_inputs=tuple(_input_text(inputs[i]) for i in result.inputs.time),
@@ -319,6 +334,12 @@ def count(result: PassResult, storage: Storage) -> GraphNumbers:
 
 def _is_narrowed(result: PassResult) -> bool:
     return bool(result.variants) and not any(stage.left_out for stage in result.stages if stage.name == "narrow_forecast")
+
+
+def _lowered_graphs(result: PassResult) -> dict[str, fx.GraphModule]:
+    """The graph that is compiled for each step kind; where nothing is forecast, the same for both."""
+    whole = result.lowered[StepKind.FULL]
+    return {kind.value: result.lowered.get(kind, whole).gm for kind in StepKind}
 
 
 def _step_graphs(result: PassResult) -> dict[str, fx.GraphModule]:

@@ -196,10 +196,14 @@ class _Recorder:
     ) -> BoxedCallable:
         plain, static_inputs = PlainGraph.of(traced), tuple(static_inputs)
         for config, reports in zip(self.configs, self.reports, strict=True):
-            result = run_passes(traced, static_inputs, config.storage, config.selection, notify=_warn)
+            arguments: dict[str, Any] = {
+                "static_inputs": static_inputs,
+                "storage": config.storage,
+                "selection": config.selection,
+                "registered": registered_names(),
+            }
+            result = run_passes(traced, **arguments, notify=_warn)
             if result.guarded is not None:
-                arguments = {"static_inputs": static_inputs, "storage": config.storage, "selection": config.selection}
-                arguments["registered"] = registered_names()
                 counted = CompiledGraph(KeptPasses(plain, arguments), count(result, config.storage))
                 reports.append(describe_graph(counted, config))
             else:

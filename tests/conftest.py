@@ -8,6 +8,7 @@ import hypothesis
 import pytest
 import torch
 
+from taylorseer_fx.passes import runner
 from tests.turns import skip_in_other_weeks
 from tests.zoo import attention_backend_kept
 
@@ -20,6 +21,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    runner.always_verifies = True
+    _share_the_cores(config)
+
+
+def _share_the_cores(config: pytest.Config) -> None:
     """Workers that run side by side share the cores: threads that wait for one another's core are ten times slower."""
     workers = int(getattr(config, "workerinput", {}).get("workercount", 1))
     torch.set_num_threads(max(1, torch.get_num_threads() // workers))

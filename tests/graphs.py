@@ -224,15 +224,6 @@ def assert_ops_changed(
     assert (dict(old - new), dict(new - old)) == (dict(removed or {}), dict(added or {}))
 
 
-def nodes_without_value(gm: fx.GraphModule) -> list[str]:
-    """Nodes of ``gm`` and its subgraphs that compute something and carry no ``meta["val"]``."""
-    missing = [node.name for node in gm.graph.nodes if node.op in ("placeholder", "call_function") and "val" not in node.meta]
-    for child in gm.children():
-        if isinstance(child, fx.GraphModule):
-            missing += nodes_without_value(child)
-    return missing
-
-
 def nodes_without_origin(gm: fx.GraphModule) -> list[str]:
     """Nodes of ``gm`` and its subgraphs that compute something, and do not say which line of the model they stand for."""
     missing = [node.name for node in gm.graph.nodes if node.op == "call_function" and not PLACE & node.meta.keys()]

@@ -30,7 +30,7 @@ from taylorseer_fx import ConfigError, TaylorSeerBackend, TaylorSeerWarning, tay
 from taylorseer_fx.attach_guiders import GuidedCalls
 from taylorseer_fx.bench.pipelines import both_prompts, noise, pooled, randomize, shifted_flow, text, wan_scheduler
 from taylorseer_fx.bench.workloads import tiny_wan_transformer
-from taylorseer_fx.passes.specialize import StepKind
+from taylorseer_fx.passes.steps import StepKind
 from taylorseer_fx.runtime.dispatch import Dispatcher
 from tests.pipelines import CASES
 from tests.pipelines.zoo import text_mask

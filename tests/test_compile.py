@@ -9,7 +9,8 @@ from torch._inductor.async_compile import AsyncCompile
 
 import taylorseer_fx.backend
 from taylorseer_fx import taylorseer_backend
-from taylorseer_fx.compile import CPU_FUSION_SIZE, kernels_awaited_at_the_end, make_eager
+from taylorseer_fx.compile import kernels_awaited_at_the_end, make_eager
+from taylorseer_fx.passes.lower import CPU_FUSION_SIZE
 from tests.graphs import op_counts
 from tests.turns import in_turns
 from tests.zoo import dit, tiny, tiny_inputs

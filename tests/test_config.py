@@ -10,7 +10,7 @@ import torch
 from taylorseer_fx import ConfigError, TaylorSeerError, taylorseer_backend
 from taylorseer_fx.backend import taylorseer
 from taylorseer_fx.config import BackendConfig
-from taylorseer_fx.passes.pipeline import Selection
+from taylorseer_fx.passes.storage import Selection
 
 FULL_STEPS = "an increasing list of step indices that begins with 0"
 
@@ -18,6 +18,8 @@ GRANULARITY = "'module' or 'stack'"
 BUFFER_DTYPE = (
     "None or one of torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.float8_e5m2, torch.float8_e4m3fn"
 )
+
+DISABLED_PASSES = "a list of 'find_kept', 'find_cut_branches', 'narrow', 'sum_few_rows', 'fold_repeats'"
 
 BAD = [
     ("order", 5, "an int of 0 to 4"),
@@ -52,6 +54,9 @@ BAD = [
     ("memory_budget", "1 GiB", "an int of at least 1"),
     ("compiler", "tvm", "'inductor' or 'eager'"),
     ("on_no_regions", "ignore", "'error' or 'warn'"),
+    ("disabled_passes", ["clean_up"], DISABLED_PASSES),
+    ("disabled_passes", "narrow", DISABLED_PASSES),
+    ("disabled_passes", 3, DISABLED_PASSES),
     ("buffer_dtype", torch.int8, BUFFER_DTYPE),
     ("buffer_dtype", torch.float8_e4m3fnuz, BUFFER_DTYPE),
     ("buffer_dtype", torch.complex64, BUFFER_DTYPE),

@@ -13,12 +13,15 @@ from taylorseer_fx.cache import StepCode, StoredPasses, arriving
 from taylorseer_fx.compile import make_eager
 from taylorseer_fx.passes import find_kept as find_kept_module
 from taylorseer_fx.passes import find_stack as find_stack_module
-from taylorseer_fx.passes import pipeline, window_rules
+from taylorseer_fx.passes import lower, pipeline, window_rules
 from taylorseer_fx.passes.find_kept import find_kept
 from taylorseer_fx.passes.find_stack import find_stack
 from taylorseer_fx.passes.ops import aten
-from taylorseer_fx.passes.pipeline import OPTIONAL, PassError, run_passes
-from taylorseer_fx.passes.taylor import Storage
+from taylorseer_fx.errors import PassError
+from taylorseer_fx.passes.lower import TARGETS
+from taylorseer_fx.passes.pipeline import run_passes
+from taylorseer_fx.passes.steps import OPTIONAL
+from taylorseer_fx.passes.storage import Storage
 from taylorseer_fx.passes.window_rules import Rule
 from tests.composition.session import Session, tiny_zoo
 from tests.graphs import Found, Traced, find, find_stacks, render, trace, two_layers
@@ -40,8 +43,18 @@ def no_grad():
         yield
 
 
+@pytest.fixture(autouse=True)
+def lowered(monkeypatch):
+    """Graphs that are run uncompiled are lowered, too, to have all passes."""
+    monkeypatch.setattr("taylorseer_fx.backend.AS_IT_IS", TARGETS["cpu"])
+
+
 def fail(*_args: Any) -> Any:
     raise ValueError("no such luck")
+
+
+def let_fail(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setattr(lower if hasattr(lower, name) else pipeline, name, fail)
 
 
 def said_by(function: Callable[[], Any]) -> list[str]:
@@ -60,11 +73,11 @@ class TestOptional:
     @pytest.mark.parametrize("name", PASSES)
     def test_is_left_out_and_said_to_be(self, monkeypatch, name):
         """The outputs are those of the reference, there is one warning, and ``explain()`` tells the same."""
-        monkeypatch.setattr(pipeline, name, fail)
+        let_fail(monkeypatch, name)
         session = Session.of(tiny_zoo())
         (message,) = said_by(session.check)
         stage = PASSES[name]
-        assert f"the pass {stage!r} failed and was left out: {OPTIONAL[stage]}" in message
+        assert f"the pass {stage!r} failed and was left out: {OPTIONAL[name]}" in message
         assert "ValueError: no such luck (in test_left_out.py:" in message
         assert f"torch {torch.__version__}" in message
         report = session.backend.explain()
@@ -76,7 +89,7 @@ class TestOptional:
     def test_all_at_once_under_the_other_granularity(self, monkeypatch):
         """Each is told by itself, once a backend, however many graphs it compiles."""
         for name in PASSES:
-            monkeypatch.setattr(pipeline, name, fail)
+            let_fail(monkeypatch, name)
         backend = taylorseer_backend(compiler="eager", granularity="stack")
         model = tiny()
         compiled = torch.compile(model, backend=backend, dynamic=False)
@@ -111,10 +124,32 @@ class TestOptional:
         assert result.found.regions
 
     def test_plan_says_it_too(self, monkeypatch):
-        monkeypatch.setattr(pipeline, "narrow", fail)
+        let_fail(monkeypatch, "narrow")
         with pytest.warns(TaylorSeerWarning, match="'narrow_forecast' failed and was left out"):
             planned = plan(tiny(), tiny_inputs(0))
         assert planned.flops_forecast < planned.flops_full
+
+
+class TestDisabled:
+    """What is switched off is not run; results are right without it, nothing is warned of, and ``explain()`` lists it."""
+
+    @pytest.mark.parametrize("name", PASSES)
+    def test_one(self, monkeypatch, name):
+        let_fail(monkeypatch, name)  # were it run
+        session = Session.of(tiny_zoo(), disabled_passes=[name])
+        assert said_by(session.check) == []
+        report = session.backend.explain()
+        left_out = [entry.name for entry in report.stages if entry.left_out]
+        assert left_out == [PASSES[name]]
+        assert f"left out: {PASSES[name]} (it is in disabled_passes)" in str(report)
+
+    def test_all(self):
+        session = Session.of(tiny_zoo(), disabled_passes=OPTIONAL)
+        assert said_by(session.check) == []
+        forecast = session.backend.explain().flops["forecast"]
+        with_all = Session.of(tiny_zoo())
+        with_all.check()
+        assert forecast >= with_all.backend.explain().flops["forecast"]
 
 
 class TestStrict:
@@ -122,14 +157,14 @@ class TestStrict:
 
     @pytest.mark.parametrize("name", PASSES)
     def test_nobody_to_tell(self, monkeypatch, name):
-        monkeypatch.setattr(pipeline, name, fail)
+        let_fail(monkeypatch, name)
         traced = traced_layers()
         with pytest.raises(PassError, match=f"{PASSES[name]!r} failed: no such luck"):
-            run_passes(traced.gm, traced.static_inputs, Storage(1))
+            run_passes(traced.gm, traced.static_inputs, Storage(1), target=TARGETS["cpu"])
 
     def test_the_warning_is_an_error_in_these_tests(self, monkeypatch):
         """So a pass that fails in any of them fails it."""
-        monkeypatch.setattr(pipeline, "narrow", fail)
+        let_fail(monkeypatch, "narrow")
         compiled = torch.compile(tiny(), backend=taylorseer_backend(compiler="eager"))
         with pytest.raises(Exception, match="'narrow_forecast' failed and was left out"):
             compiled(**tiny_inputs(0))
@@ -137,7 +172,7 @@ class TestStrict:
     @pytest.mark.parametrize("name", ["canonicalize", "find_regions", "guard_regions", "specialize", "clean_up", "sort_inputs"])
     def test_required(self, monkeypatch, name):
         """Without these there is nothing to run: the error names the pass, whoever listens."""
-        monkeypatch.setattr(pipeline, name, fail)
+        let_fail(monkeypatch, name)
         traced = traced_layers()
         with pytest.raises(PassError, match=f"taylorseer_fx pass '{name}.* failed: no such luck"):
             run_passes(traced.gm, traced.static_inputs, Storage(1), notify=fail)
@@ -145,7 +180,7 @@ class TestStrict:
     def test_is_not_stored(self, monkeypatch):
         """A process that loads the graph would not hear of it; asked later, the report says it all the same."""
         assert isinstance(self.compiled().steps.passes, StoredPasses)
-        monkeypatch.setattr(pipeline, "narrow", fail)
+        let_fail(monkeypatch, "narrow")
         assert not isinstance(self.compiled().steps.passes, StoredPasses)
         traced = traced_layers()
         stored = StoredPasses.of(traced.gm, {"static_inputs": traced.static_inputs, "storage": Storage(1)})

@@ -13,7 +13,7 @@ from taylorseer_fx import plan, taylorseer_backend
 from taylorseer_fx.bench.observing import with_peak_bytes
 from taylorseer_fx.config import BackendConfig
 from taylorseer_fx.passes.flops import count_flops
-from taylorseer_fx.passes.pipeline import count_ops
+from taylorseer_fx.passes.runner import count_ops
 from taylorseer_fx.planning import plan_each
 from taylorseer_fx.runtime.buffers import BufferLayout
 from tests.composition.session import short_flux

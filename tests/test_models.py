@@ -20,6 +20,7 @@ from taylorseer_fx import TaylorSeerBackend
 from taylorseer_fx.config import BackendConfig
 from taylorseer_fx.passes import fold_repeats
 from taylorseer_fx.passes.ops import FUSED_ATTENTION, packet
+from taylorseer_fx.passes.lower import TARGETS
 from taylorseer_fx.passes.pipeline import PassResult, run_passes
 from tests.graphs import nodes_without_origin
 from tests.models import EXCLUDED, VARIANTS
@@ -62,7 +63,8 @@ def results(monkeypatch) -> list[tuple[set[str], PassResult]]:
     made: list[tuple[set[str], PassResult]] = []
 
     def kept(traced: torch.fx.GraphModule, **kwargs: Any) -> PassResult:
-        made.append(({op_of(name) for name in nodes_without_origin(traced)}, run_passes(traced, **kwargs)))
+        arguments = {**kwargs, "target": TARGETS["cpu"]}  # for an uncompiled graph there is none
+        made.append(({op_of(name) for name in nodes_without_origin(traced)}, run_passes(traced, **arguments)))
         return made[-1][1]
 
     monkeypatch.setattr("taylorseer_fx.backend.run_passes", kept)
@@ -169,8 +171,8 @@ def assert_origins(results: list[tuple[set[str], PassResult]]) -> None:
     only the data tell stand for none.
     """
     for nowhere, result in results:
-        graphs = [result.canonical, *(variant.gm for variant in result.variants.values())]
-        graphs += [gm for gm in (result.guarded and result.guarded.gm, result.summed, result.folded) if gm is not None]
+        steps = [*result.variants.values(), *result.lowered.values()]
+        graphs = [result.canonical, *(step.gm for step in steps), *([result.guarded.gm] if result.guarded else [])]
         for gm in graphs:
             assert {op_of(name) for name in nodes_without_origin(gm)} <= nowhere
 

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import fields
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -104,20 +105,27 @@ def test_other_settings_miss():
 
 
 def test_what_the_tag_depends_on():
-    """Settings that the code or its messages depend on, and where a graph comes from; Inductor's options are in torch's key."""
+    """Every setting but those of the schedule and of capturing, and where a graph comes from. Uncompiled graphs are not stored."""
     gm = fx.symbolic_trace(nn.ReLU())
-    others: list[dict[str, Any]] = [
-        {"order": 2},
-        {"buffer_dtype": torch.bfloat16},
-        {"granularity": "stack"},
-        {"memory_budget": 1},
-        {"on_no_regions": "warn"},
-    ]
-    tags = [taylorseer_fx.cache.cache_tag(gm, BackendConfig(**settings)) for settings in ({}, *others)]
+    others: dict[str, Any] = {
+        "order": 2,
+        "buffer_dtype": torch.bfloat16,
+        "granularity": "stack",
+        "memory_budget": 1,
+        "compiler_options": {"epilogue_fusion": False},
+        "on_no_regions": "warn",
+        "disabled_passes": ["narrow"],
+    }
+    the_same: dict[str, Any] = {"interval": 2, "warmup": 1, "full_steps": [0, 3], "cuda_graphs": False}
+    assert {field.name for field in fields(BackendConfig)} == {*others, *the_same, "compiler"}
+    settings = [{}, *({name: value} for name, value in others.items())]
+    tags = [taylorseer_fx.cache.cache_tag(gm, BackendConfig(**given)) for given in settings]
     tags.append(taylorseer_fx.cache.cache_tag(gm, BackendConfig(), "model.py:3"))
     assert None not in tags
     assert len(set(tags)) == len(tags)
-    assert taylorseer_fx.cache.cache_tag(gm, BackendConfig(interval=2, warmup=1)) == tags[0]
+    for name, value in the_same.items():
+        assert taylorseer_fx.cache.cache_tag(gm, BackendConfig(**{name: value})) == tags[0]
+    assert taylorseer_fx.cache.cache_tag(gm, BackendConfig(compiler="eager")) is None
 
 
 def test_other_options_of_inductor_miss():

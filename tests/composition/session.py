@@ -1,7 +1,7 @@
 """Run generations of a model through the backend, each measured against the hook reference of the model as it is then."""
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,14 +35,22 @@ class Session:
     graphs_per_forward: int = 1
 
     @classmethod
-    def of(cls, zoo: ZooModel, *, fullgraph: bool = True, compiler: str = "eager", **extra: Any) -> "Session":
+    def of(
+        cls,
+        zoo: ZooModel,
+        *,
+        fullgraph: bool = True,
+        compiler: str = "eager",
+        disabled_passes: Iterable[str] = (),
+        **extra: Any,
+    ) -> "Session":
         """``extra``: inputs besides the model's usual ones, constant or ``f(step)``."""
 
         def inputs(step: float, **kwargs: Any) -> Inputs:
             more = {name: value(step) if callable(value) else value for name, value in extra.items()}
             return zoo.inputs(step, **kwargs) | more
 
-        backend = taylorseer_backend(**SETTINGS, compiler=compiler)
+        backend = taylorseer_backend(**SETTINGS, compiler=compiler, disabled_passes=disabled_passes)
         compiled = torch.compile(zoo.model, backend=backend, fullgraph=fullgraph)
         return cls(zoo.model, inputs, lambda: zoo.feature_modules, backend, compiled)
 

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from taylorseer_fx.passes.find_kept import find_kept
 from taylorseer_fx.passes.guard_regions import guard_regions
-from taylorseer_fx.passes.specialize import StepKind, specialize
-from taylorseer_fx.passes.taylor import Storage
+from taylorseer_fx.passes.specialize import specialize
+from taylorseer_fx.passes.steps import StepKind
+from taylorseer_fx.passes.storage import Storage
 from tests.graphs import Found, pass_inputs, render, stacks_in, trace
 from tests.passes.test_find_regions import Attention, B, D, Mlp, T, norm, tokens, vector
 

@@ -4,7 +4,8 @@ import torch
 from expecttest import TestCase
 
 from taylorseer_fx.passes.canonicalize import canonicalize
-from tests.graphs import assert_ops_changed, hand_made, left_as_it_is, nodes_without_value, render, trace, two_layers
+from taylorseer_fx.passes.verify import nodes_without_value
+from tests.graphs import assert_ops_changed, hand_made, left_as_it_is, render, trace, two_layers
 
 aten, prims = torch.ops.aten, torch.ops.prims
 

@@ -7,19 +7,11 @@ from torch import fx, nn
 
 from taylorseer_fx.passes.clean_up import clean_up
 from taylorseer_fx.passes.guard_regions import guard_regions
-from taylorseer_fx.passes.specialize import StepKind, specialize
-from taylorseer_fx.passes.taylor import Storage
-from tests.graphs import (
-    assert_ops_changed,
-    hand_made,
-    left_as_it_is,
-    nodes_without_value,
-    op_counts,
-    pass_inputs,
-    render,
-    trace,
-    two_layers,
-)
+from taylorseer_fx.passes.specialize import specialize
+from taylorseer_fx.passes.steps import StepKind
+from taylorseer_fx.passes.storage import Storage
+from taylorseer_fx.passes.verify import nodes_without_value
+from tests.graphs import assert_ops_changed, hand_made, left_as_it_is, op_counts, pass_inputs, render, trace, two_layers
 from tests.passes.test_guard_regions import CASES, guarded_case, random_state, same
 
 aten = torch.ops.aten

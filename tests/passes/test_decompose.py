@@ -15,17 +15,9 @@ from taylorseer_fx.passes.canonicalize import canonicalize
 from taylorseer_fx.passes.find_hidden_adds import find_hidden_adds
 from taylorseer_fx.passes.find_regions import find_regions
 from taylorseer_fx.passes.regions import Reason
+from taylorseer_fx.passes.verify import nodes_without_value
 from tests.custom_ops import as_add, gated_add, gated_add_, nothing_registered
-from tests.graphs import (
-    assert_ops_changed,
-    find,
-    hand_made,
-    left_as_it_is,
-    nodes_without_value,
-    op_counts,
-    render,
-    trace,
-)
+from tests.graphs import assert_ops_changed, find, hand_made, left_as_it_is, op_counts, render, trace
 
 aten, OPS = torch.ops.aten, torch.ops.taylorseer_tests
 SHAPES = ((2, 3), (3, 3), (3,))

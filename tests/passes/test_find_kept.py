@@ -8,10 +8,12 @@ from torch import Tensor, nn
 
 from taylorseer_fx.passes.find_kept import find_kept, num_buffer_bytes
 from taylorseer_fx.passes.guard_regions import GuardedGraph, guard_regions
-from taylorseer_fx.passes.specialize import StepKind, specialize
-from taylorseer_fx.passes.taylor import Storage
+from taylorseer_fx.passes.specialize import specialize
+from taylorseer_fx.passes.steps import StepKind
+from taylorseer_fx.passes.storage import Storage
 from taylorseer_fx.passes.windows import window_text
-from tests.graphs import Found, find, find_stacks, nodes_without_value
+from taylorseer_fx.passes.verify import nodes_without_value
+from tests.graphs import Found, find, find_stacks
 from tests.passes.test_guard_regions import call, random_state
 
 D, TEXT, IMAGE = 4, 2, 3

@@ -13,9 +13,11 @@ from taylorseer_fx import passes
 from taylorseer_fx.passes.clean_up import clean_up
 from taylorseer_fx.passes.fold_repeats import fold_repeats
 from taylorseer_fx.passes.guard_regions import guard_regions
-from taylorseer_fx.passes.specialize import StepKind, specialize
-from taylorseer_fx.passes.taylor import Storage
-from tests.graphs import Layer, hand_made, left_as_it_is, nodes_without_value, op_counts, pass_inputs, render, trace
+from taylorseer_fx.passes.specialize import specialize
+from taylorseer_fx.passes.steps import StepKind
+from taylorseer_fx.passes.storage import Storage
+from taylorseer_fx.passes.verify import nodes_without_value
+from tests.graphs import Layer, hand_made, left_as_it_is, op_counts, pass_inputs, render, trace
 from tests.zoo import TinyAttention
 
 aten = torch.ops.aten

@@ -9,18 +9,9 @@ from expecttest import TestCase
 from torch import Tensor, nn
 
 from taylorseer_fx.passes.guard_regions import GuardedGraph, guard_regions
-from taylorseer_fx.passes.taylor import FLOAT8, Storage
-from tests.graphs import (
-    Layer,
-    Traced,
-    assert_ops_changed,
-    left_as_it_is,
-    nodes_without_value,
-    pass_inputs,
-    render,
-    trace,
-    two_layers,
-)
+from taylorseer_fx.passes.storage import FLOAT8, Storage
+from taylorseer_fx.passes.verify import nodes_without_value
+from tests.graphs import Layer, Traced, assert_ops_changed, left_as_it_is, pass_inputs, render, trace, two_layers
 
 
 def guard(model: nn.Module, *args: Tensor, order: int = 1, dtype: torch.dtype | None = None) -> GuardedGraph:

@@ -15,19 +15,10 @@ from torch import Tensor, fx, nn
 from taylorseer_fx.passes.clean_up import clean_up
 from taylorseer_fx.passes.narrow import demanded, narrow
 from taylorseer_fx.passes.pipeline import run_passes
-from taylorseer_fx.passes.specialize import StepKind
-from taylorseer_fx.passes.taylor import Storage
-from tests.graphs import (
-    Traced,
-    assert_ops_changed,
-    hand_made,
-    left_as_it_is,
-    nodes_without_value,
-    op_counts,
-    op_name,
-    render,
-    trace,
-)
+from taylorseer_fx.passes.steps import StepKind
+from taylorseer_fx.passes.storage import Storage
+from taylorseer_fx.passes.verify import nodes_without_value
+from tests.graphs import Traced, assert_ops_changed, hand_made, left_as_it_is, op_counts, op_name, render, trace
 from tests.passes.windows import intervals
 
 aten = torch.ops.aten

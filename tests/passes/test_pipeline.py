@@ -9,11 +9,16 @@ import pytest
 import torch
 from torch import nn
 
-from taylorseer_fx.passes import pipeline
-from taylorseer_fx.passes.pipeline import PassError, PassResult, Selection, count_ops, run_passes
-from taylorseer_fx.passes.specialize import StepKind
-from taylorseer_fx.passes.taylor import Storage
-from tests.graphs import left_as_it_is, nodes_without_value, render, trace, two_layers
+from taylorseer_fx.errors import PassError
+from taylorseer_fx.passes import lower, pipeline, runner
+from taylorseer_fx.passes.lower import TARGETS
+from taylorseer_fx.passes.pipeline import PassResult, run_passes
+from taylorseer_fx.passes.runner import count_ops
+from taylorseer_fx.passes.storage import Selection
+from taylorseer_fx.passes.steps import StepKind
+from taylorseer_fx.passes.storage import Storage
+from taylorseer_fx.passes.verify import nodes_without_value
+from tests.graphs import left_as_it_is, render, trace, two_layers
 
 STAGES = [
     "trace",
@@ -35,7 +40,7 @@ TWO_BUFFERS, MODULES = Storage(1), Selection()
 def passes(storage: Storage = TWO_BUFFERS, selection: Selection = MODULES, dtype: torch.dtype = torch.float32) -> PassResult:
     model, args = two_layers(dtype)
     traced = trace(model, *args)
-    return run_passes(traced.gm, traced.static_inputs, storage, selection)
+    return run_passes(traced.gm, traced.static_inputs, storage, selection, target=TARGETS["cpu"])
 
 
 class TestResult:
@@ -62,8 +67,8 @@ class TestResult:
     def test_every_node_has_its_value_in_every_graph(self, dtype, buffer_dtype, granularity):
         """``meta["val"]`` is what the next pass and Inductor go by."""
         result = passes(Storage(2, buffer_dtype), Selection(granularity), dtype)
-        variants = [result.variants[kind].gm for kind in StepKind]
-        for gm in (result.canonical, result.guarded.gm, *variants, result.summed, result.folded):
+        steps = [steps[kind].gm for steps in (result.variants, result.lowered) for kind in StepKind]
+        for gm in (result.canonical, result.guarded.gm, *steps):
             assert nodes_without_value(gm) == []
 
     def test_one_variant_a_step_kind(self):
@@ -141,7 +146,7 @@ class TestFailure:
         def fail(*_args):
             raise cause
 
-        monkeypatch.setattr(pipeline, name, fail)
+        monkeypatch.setattr(lower if hasattr(lower, name) else pipeline, name, fail)
         with pytest.raises(PassError) as raised:
             passes()
         failed = STAGES[len(before)]
@@ -192,25 +197,33 @@ class TestGarbageCollection:
 
 
 class TestLogging:
-    def test_debug_log_has_a_line_and_a_graph_a_pass(self):
+    def test_debug_log_has_a_line_a_pass(self):
         """TORCH_LOGS="+taylorseer_fx" sets this level."""
         messages = self.logged(logging.DEBUG)
-        assert len(messages) == 2 * len(STAGES)
-        assert messages[8].startswith("5 guard_regions: 12 ops, ")
-        assert "torch.ops.higher_order.cond" in messages[9]
+        assert len(messages) == len(STAGES)
+        assert messages[4].startswith("5 guard_regions: 12 ops (+4 getitem, +2 cond, -2 mm), ")
 
     def test_silent_otherwise(self):
         assert self.logged(logging.INFO) == []
 
+    @pytest.mark.parametrize("shown", ["guard_regions", "all"])
+    def test_graphs_on_request(self, monkeypatch, capsys, shown):
+        monkeypatch.setenv("TAYLORSEER_FX_GRAPHS", shown)
+        passes()
+        printed = capsys.readouterr().err
+        assert "torch.ops.higher_order.cond" in printed
+        assert printed.count("# ") >= (len(STAGES) if shown == "all" else 1)
+        assert ("# narrow_forecast\n" in printed) == (shown == "all")
+
     def logged(self, level: int) -> list[str]:
         """What the passes log when their logger is at ``level``."""
         handler = logging.handlers.BufferingHandler(1000)
-        before = pipeline.log.level
-        pipeline.log.addHandler(handler)
-        pipeline.log.setLevel(level)
+        before = runner.log.level
+        runner.log.addHandler(handler)
+        runner.log.setLevel(level)
         try:
             passes()
         finally:
-            pipeline.log.removeHandler(handler)
-            pipeline.log.setLevel(before)
+            runner.log.removeHandler(handler)
+            runner.log.setLevel(before)
         return [record.getMessage() for record in handler.buffer]

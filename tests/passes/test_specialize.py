@@ -6,9 +6,11 @@ from expecttest import TestCase
 from torch import Tensor, nn
 
 from taylorseer_fx.passes.guard_regions import GuardedGraph, guard_regions
-from taylorseer_fx.passes.specialize import StepKind, specialize
-from taylorseer_fx.passes.taylor import Storage
-from tests.graphs import Traced, assert_ops_changed, left_as_it_is, nodes_without_value, op_counts, pass_inputs, render, trace
+from taylorseer_fx.passes.specialize import specialize
+from taylorseer_fx.passes.steps import StepKind
+from taylorseer_fx.passes.storage import Storage
+from taylorseer_fx.passes.verify import nodes_without_value
+from tests.graphs import Traced, assert_ops_changed, left_as_it_is, op_counts, pass_inputs, render, trace
 from tests.graphs import two_layers as two
 from tests.passes.test_guard_regions import CASES, STORAGES, call, guarded_case, random_state, same
 

@@ -9,7 +9,8 @@ from expecttest import TestCase
 from torch import Tensor, nn
 
 from taylorseer_fx.passes.canonicalize import canonicalize
-from tests.graphs import Traced, hand_made, nodes_without_value, op_counts, render, trace
+from taylorseer_fx.passes.verify import nodes_without_value
+from tests.graphs import Traced, hand_made, op_counts, render, trace
 
 aten = torch.ops.aten
 

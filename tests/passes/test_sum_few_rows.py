@@ -6,7 +6,8 @@ from expecttest import TestCase
 from torch._inductor.utils import run_and_get_cpp_code
 
 from taylorseer_fx.passes.sum_few_rows import sum_few_rows
-from tests.graphs import hand_made, left_as_it_is, nodes_without_value, op_counts, render
+from taylorseer_fx.passes.verify import nodes_without_value
+from tests.graphs import hand_made, left_as_it_is, op_counts, render
 
 aten = torch.ops.aten
 

@@ -10,8 +10,8 @@ from torch import fx
 from taylorseer_fx.passes.clean_up import clean_up
 from taylorseer_fx.passes.narrow import narrow
 from taylorseer_fx.passes.pipeline import run_passes
-from taylorseer_fx.passes.specialize import StepKind
-from taylorseer_fx.passes.taylor import Storage
+from taylorseer_fx.passes.steps import StepKind
+from taylorseer_fx.passes.storage import Storage
 from taylorseer_fx.passes.traffic import Traffic, count_traffic
 from tests.graphs import hand_made, trace, two_layers
 

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from taylorseer_fx.passes.guard_regions import guard_regions
-from taylorseer_fx.passes.taylor import Storage
+from taylorseer_fx.passes.storage import Storage
 from taylorseer_fx.runtime.buffers import BufferLayout, num_bytes
 from tests.graphs import pass_inputs, trace
 

@@ -12,8 +12,8 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from taylorseer_fx.passes.call_inputs import CallInputs
-from taylorseer_fx.passes.specialize import StepKind
-from taylorseer_fx.passes.taylor import Storage
+from taylorseer_fx.passes.steps import StepKind
+from taylorseer_fx.passes.storage import Storage
 from taylorseer_fx.runtime.buffers import BufferLayout, BufferTemplate, SizeSource
 from taylorseer_fx.runtime.dispatch import CompiledVariant, Dispatcher, GraphInfo, Runtime, picker, read_time
 from taylorseer_fx.runtime.schedule import Schedule

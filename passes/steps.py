@@ -1,0 +1,19 @@
+"""Names that every room knows: the two kinds of step, and the passes that one can do without."""
+
+import enum
+
+# The passes that a graph is right without, and what is worse then.
+OPTIONAL = {
+    "find_kept": "all of every feature is kept, which takes more memory",
+    "find_cut_branches": "branches that a graph break cuts off are not listed",
+    "narrow": "a forecast step computes more than is read of it",
+    "sum_few_rows": "a forecast step on a CPU reads the weights of its gates more slowly",
+    "fold_repeats": "every block of a forecast step is compiled by itself, which takes longer",
+}
+
+
+class StepKind(enum.Enum):
+    """What a step does: execute every region, or forecast it."""
+
+    FULL = "full"
+    FORECAST = "forecast"

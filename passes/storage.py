@@ -1,0 +1,37 @@
+"""What is stored: which tensors are features, and which buffers each of them has."""
+
+from dataclasses import dataclass
+
+import torch
+
+FLOAT8 = (torch.float8_e5m2, torch.float8_e4m3fn)
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What is taken for a feature: every attention and MLP ("module"), or a whole stream ("stack"). With a ``budget``, in bytes,
+    modules where their buffers fit in it.
+    """
+
+    granularity: str = "module"
+    budget: int | None = None
+
+
+@dataclass(frozen=True)
+class Storage:
+    """What is kept of a feature: ``order + 1`` buffers, in ``dtype`` or its own.
+
+    An eight-bit ``dtype`` is that of the differences of order 1 and up; the feature itself is kept as it is.
+    """
+
+    order: int
+    dtype: torch.dtype | None = None
+
+    @property
+    def keeps_differences(self) -> bool:
+        return self.dtype in FLOAT8
+
+    def dtypes(self, feature: torch.dtype) -> tuple[torch.dtype, ...]:
+        """Of the buffers of a feature, order by order (newest first, where they are snapshots)."""
+        dtype = self.dtype or feature
+        return (feature if self.keeps_differences else dtype, *[dtype] * self.order)

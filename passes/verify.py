@@ -1,0 +1,78 @@
+"""What holds of a graph after every stage; checked in debug mode and in the tests.
+
+Each tensor has its fake value; inputs keep their order, new ones come last; nothing is written but what the traced graph wrote,
+and, once a graph is that of one step kind, the buffers: by ``copy_``, at the end.
+"""
+
+from collections.abc import Iterable, Iterator
+
+from torch import fx
+
+from taylorseer_fx.passes.dataflow import is_mutation
+from taylorseer_fx.passes.ops import aten
+
+
+class Verifier:
+    """Checks graph after graph; it knows the inputs that it met so far, and what the first of them wrote."""
+
+    def __init__(self, traced: fx.GraphModule) -> None:
+        self._traced_inputs = {node.name for node in traced.graph.find_nodes(op="placeholder")}
+        self._traced_writes = set(map(_write, _writes(traced.graph)))
+        self._inputs: list[str] = []
+
+    def check(self, gm: fx.GraphModule, *, stores: bool = False) -> None:
+        """Check one graph; ``stores``: it may write to buffers.
+
+        Raises:
+            ValueError: something does not hold; the message says what.
+            RuntimeError: FX finds the graph ill-formed.
+        """
+        gm.graph.lint()
+        if missing := nodes_without_value(gm):
+            raise ValueError(f"no value is known of {_listed(missing)}")
+        self._check_inputs([node.name for node in gm.graph.find_nodes(op="placeholder")])
+        self._check_writes(gm.graph, stores)
+
+    def _check_inputs(self, names: list[str]) -> None:
+        known = set(self._inputs)
+        old = [name for name in names if name in known]
+        if names[: len(old)] != old or old != [name for name in self._inputs if name in set(old)]:
+            raise ValueError(f"the inputs changed places: {_listed(names)}")
+        self._inputs += names[len(old) :]
+
+    def _check_writes(self, graph: fx.Graph, stores: bool) -> None:
+        written = [node for node in _writes(graph) if _write(node) not in self._traced_writes]
+        ours = [node for node in written if stores and self._is_store(node)]
+        if others := [node.name for node in written if node not in ours]:
+            raise ValueError(f"written to in a graph that was functional: by {_listed(others)}")
+        last = [node for node in graph.nodes if node.op == "call_function"][-len(ours) :] if ours else []
+        if ours != last:
+            raise ValueError(f"buffers are written to before the end of the graph: by {_listed(node.name for node in ours)}")
+
+    def _is_store(self, node: fx.Node) -> bool:
+        into = node.args[0]
+        is_buffer = isinstance(into, fx.Node) and into.op == "placeholder" and into.name not in self._traced_inputs
+        return node.target is aten.copy_.default and is_buffer
+
+
+def nodes_without_value(gm: fx.GraphModule) -> list[str]:
+    """Nodes of ``gm`` and its subgraphs that compute something and carry no ``meta["val"]``."""
+    missing = [node.name for node in gm.graph.nodes if node.op in ("placeholder", "call_function") and "val" not in node.meta]
+    for child in gm.children():
+        if isinstance(child, fx.GraphModule):
+            missing += nodes_without_value(child)
+    return missing
+
+
+def _writes(graph: fx.Graph) -> Iterator[fx.Node]:
+    return (node for node in graph.nodes if is_mutation(node))
+
+
+def _write(node: fx.Node) -> tuple[str, str]:
+    """What tells a write from another, whatever its node is called."""
+    return str(node.target), str(node.args[0]) if node.args else ""
+
+
+def _listed(names: Iterable[str]) -> str:
+    shown = list(names)
+    return ", ".join(shown[:5]) + (f" and {len(shown) - 5} more" if len(shown) > 5 else "")
