@@ -40,8 +40,8 @@ from taylorseer_fx.passes.emit import (
 )
 from taylorseer_fx.passes.ops import aten
 from taylorseer_fx.passes.regions import Feature, Region, RegionSet
-from taylorseer_fx.passes.taylor import accumulation_dtype, emit_differences, emit_polynomial, emit_snapshots
 from taylorseer_fx.passes.storage import Storage
+from taylorseer_fx.passes.taylor import accumulation_dtype, emit_differences, emit_polynomial, emit_snapshots
 
 cond = torch.ops.higher_order.cond
 

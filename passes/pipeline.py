@@ -27,6 +27,8 @@ from taylorseer_fx.passes.specialize import specialize
 from taylorseer_fx.passes.steps import StepKind
 from taylorseer_fx.passes.storage import Selection, Storage
 
+MODULES = Selection("module")
+
 
 @dataclass(frozen=True)
 class PassResult:
@@ -73,7 +75,7 @@ def run_passes(
     traced: fx.GraphModule,
     static_inputs: Iterable[int],
     storage: Storage,
-    selection: Selection = Selection(),
+    selection: Selection = MODULES,
     graph_break: str | None = None,
     is_part: bool = False,
     registered: Collection[str] | None = None,

@@ -37,7 +37,7 @@ always_verifies = False  # the tests'; else only what is logged is verified
 
 @dataclass(frozen=True)
 class StageRecord:
-    """One line of the table of passes in ``explain()``; ``left_out`` is why one was gone on without: its error, or ``DISABLED``."""
+    """One line of the table of passes in ``explain()``; ``left_out``: why it was gone on without, its error or ``DISABLED``."""
 
     name: str
     num_ops: int
@@ -127,7 +127,7 @@ class Runner:
             line = "%d %s: %d ops%s, %.1f ms%s"
             log.debug(line, len(self.records), record.name, record.num_ops, change, record.duration_ms, out)
         if record.name in self._shown or "all" in self._shown:
-            print(f"# {record.name}\n{gm.print_readable(print_output=False)}", file=sys.stderr)
+            sys.stderr.write(f"# {record.name}\n{gm.print_readable(print_output=False)}\n")
         trace_structured(
             "artifact",
             metadata_fn=lambda: {"name": f"taylorseer_fx_{record.name}", "encoding": "string"},

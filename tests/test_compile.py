@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch._inductor.async_compile import AsyncCompile
 
-import taylorseer_fx.backend
+import taylorseer_fx.compile
 from taylorseer_fx import taylorseer_backend
 from taylorseer_fx.compile import kernels_awaited_at_the_end, make_eager
 from taylorseer_fx.passes.lower import CPU_FUSION_SIZE
@@ -23,13 +23,13 @@ def test_size_of_the_loops_of_a_forecast_step(monkeypatch, chosen):
     """
     sizes: dict[str, int] = {}
 
-    def compile_graph(gm: torch.fx.GraphModule, *rest: Any) -> Any:
+    def compile_graph(_settings: Any, gm: torch.fx.GraphModule, *rest: Any) -> Any:
         sizes[type(gm).__name__] = torch._inductor.config.max_fusion_size
         return make_eager(gm, *rest)
 
-    monkeypatch.setattr(taylorseer_fx.backend, "make_eager", compile_graph)
+    monkeypatch.setattr(taylorseer_fx.compile, "_compile_with_inductor", compile_graph)
     usual = torch._inductor.config.max_fusion_size
-    compiled = torch.compile(tiny(), backend=taylorseer_backend(compiler="eager"))
+    compiled = torch.compile(tiny(), backend=taylorseer_backend())
     with torch.no_grad(), torch._inductor.config.patch({"max_fusion_size": chosen or usual}):
         compiled(**tiny_inputs(0))
     assert sizes == {"FullStep": chosen or usual, "ForecastStep": chosen or CPU_FUSION_SIZE}
@@ -45,17 +45,17 @@ def test_no_calls_where_inductor_has_none(monkeypatch, wrapper):
     calls: list[int] = []
     products: list[int] = []
 
-    def compile_graph(gm: torch.fx.GraphModule, *rest: Any) -> Any:
+    def compile_graph(_settings: Any, gm: torch.fx.GraphModule, *rest: Any) -> Any:
         if type(gm).__name__ == "ForecastStep":
             calls.append(op_counts(gm)["invoke_subgraph"])
             products.append(sum(2 in node.meta["val"].shape for node in gm.graph.find_nodes(op="call_function", target=addmm)))
         return make_eager(gm, *rest)
 
-    monkeypatch.setattr(taylorseer_fx.backend, "make_eager", compile_graph)
+    monkeypatch.setattr(taylorseer_fx.compile, "_compile_with_inductor", compile_graph)
     model = dit(num_layers=5)
     for is_set in (False, True):
         torch._dynamo.reset()
-        compiled = torch.compile(model.model, backend=taylorseer_backend(compiler="eager"))
+        compiled = torch.compile(model.model, backend=taylorseer_backend())
         with torch.no_grad(), torch._inductor.config.patch({wrapper: is_set}):
             compiled(**model.inputs(0))
     assert calls == [5, 0]

@@ -11,14 +11,14 @@ from taylorseer_fx import TaylorSeerWarning, plan, taylorseer_backend
 from taylorseer_fx.backend import GraphOrigin
 from taylorseer_fx.cache import StepCode, StoredPasses, arriving
 from taylorseer_fx.compile import make_eager
+from taylorseer_fx.errors import PassError
 from taylorseer_fx.passes import find_kept as find_kept_module
 from taylorseer_fx.passes import find_stack as find_stack_module
 from taylorseer_fx.passes import lower, pipeline, window_rules
 from taylorseer_fx.passes.find_kept import find_kept
 from taylorseer_fx.passes.find_stack import find_stack
-from taylorseer_fx.passes.ops import aten
-from taylorseer_fx.errors import PassError
 from taylorseer_fx.passes.lower import TARGETS
+from taylorseer_fx.passes.ops import aten
 from taylorseer_fx.passes.pipeline import run_passes
 from taylorseer_fx.passes.steps import OPTIONAL
 from taylorseer_fx.passes.storage import Storage

@@ -19,8 +19,8 @@ from torch.utils import _pytree
 from taylorseer_fx import TaylorSeerBackend
 from taylorseer_fx.config import BackendConfig
 from taylorseer_fx.passes import fold_repeats
-from taylorseer_fx.passes.ops import FUSED_ATTENTION, packet
 from taylorseer_fx.passes.lower import TARGETS
+from taylorseer_fx.passes.ops import FUSED_ATTENTION, packet
 from taylorseer_fx.passes.pipeline import PassResult, run_passes
 from tests.graphs import nodes_without_origin
 from tests.models import EXCLUDED, VARIANTS

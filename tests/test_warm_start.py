@@ -5,8 +5,8 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import fields
 from contextlib import nullcontext
+from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -105,7 +105,7 @@ def test_other_settings_miss():
 
 
 def test_what_the_tag_depends_on():
-    """Every setting but those of the schedule and of capturing, and where a graph comes from. Uncompiled graphs are not stored."""
+    """Every setting but those of the schedule and of capturing, and where a graph comes from; uncompiled ones are not stored."""
     gm = fx.symbolic_trace(nn.ReLU())
     others: dict[str, Any] = {
         "order": 2,

@@ -11,8 +11,8 @@ from taylorseer_fx.passes.guard_regions import GuardedGraph, guard_regions
 from taylorseer_fx.passes.specialize import specialize
 from taylorseer_fx.passes.steps import StepKind
 from taylorseer_fx.passes.storage import Storage
-from taylorseer_fx.passes.windows import window_text
 from taylorseer_fx.passes.verify import nodes_without_value
+from taylorseer_fx.passes.windows import window_text
 from tests.graphs import Found, find, find_stacks
 from tests.passes.test_guard_regions import call, random_state
 

@@ -13,8 +13,8 @@ from taylorseer_fx.passes.regions import Feature
 from taylorseer_fx.passes.specialize import specialize
 from taylorseer_fx.passes.steps import StepKind
 from taylorseer_fx.passes.storage import Storage
-from taylorseer_fx.passes.windows import window_text
 from taylorseer_fx.passes.verify import nodes_without_value
+from taylorseer_fx.passes.windows import window_text
 from tests.graphs import Found, Traced, find_stacks, is_heavy_op, op_name, render, stacks_in, trace, two_layers
 from tests.passes.test_find_kept import Flux, attention, norm
 from tests.passes.test_guard_regions import call, random_state

@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 import torch
 from torch import fx
+from torch._inductor.utils import fresh_cache
 
-from taylorseer_fx import taylorseer_backend
 from taylorseer_fx import compile as compiling
+from taylorseer_fx import taylorseer_backend
 from taylorseer_fx.compile import target_for
 from taylorseer_fx.errors import ConfigError
 from taylorseer_fx.passes.lower import AS_IT_IS, TARGETS
@@ -31,7 +32,7 @@ def compiled_graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
         return compile_fx_inner(gm, inputs, **kwargs)
 
     compile_fx_inner = compiling.compile_fx_inner
-    with monkeypatch.context() as patch:
+    with monkeypatch.context() as patch, fresh_cache():
         patch.setattr(compiling, "compile_fx_inner", look)
         yield given
 

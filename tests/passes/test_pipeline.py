@@ -14,9 +14,8 @@ from taylorseer_fx.passes import lower, pipeline, runner
 from taylorseer_fx.passes.lower import TARGETS
 from taylorseer_fx.passes.pipeline import PassResult, run_passes
 from taylorseer_fx.passes.runner import count_ops
-from taylorseer_fx.passes.storage import Selection
 from taylorseer_fx.passes.steps import StepKind
-from taylorseer_fx.passes.storage import Storage
+from taylorseer_fx.passes.storage import Selection, Storage
 from taylorseer_fx.passes.verify import nodes_without_value
 from tests.graphs import left_as_it_is, render, trace, two_layers
 
@@ -201,7 +200,7 @@ class TestLogging:
         """TORCH_LOGS="+taylorseer_fx" sets this level."""
         messages = self.logged(logging.DEBUG)
         assert len(messages) == len(STAGES)
-        assert messages[4].startswith("5 guard_regions: 12 ops (+4 getitem, +2 cond, -2 mm), ")
+        assert messages[4].startswith("5 guard_regions: 12 ops (+6 getitem, +2 cond, -2 mm, -2 permute), ")
 
     def test_silent_otherwise(self):
         assert self.logged(logging.INFO) == []
