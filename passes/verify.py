@@ -30,8 +30,8 @@ class Verifier:
         gm.graph.lint()
         if missing := nodes_without_value(gm):
             raise ValueError(f"no value is known of {_listed(missing)}")
-        self._check_inputs([node.name for node in gm.graph.find_nodes(op="placeholder")])
         self._check_writes(gm.graph, stores)
+        self._check_inputs([node.name for node in gm.graph.find_nodes(op="placeholder")])
 
     def _check_inputs(self, names: list[str]) -> None:
         known = set(self._inputs)
