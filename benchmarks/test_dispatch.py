@@ -13,10 +13,12 @@ from taylorseer_fx import taylorseer_backend
 from taylorseer_fx.passes.steps import StepKind
 from taylorseer_fx.passes.storage import Storage
 from taylorseer_fx.runtime.buffers import BufferLayout
+from taylorseer_fx.runtime.calls import CompiledVariant, GraphInfo, picker
 from taylorseer_fx.runtime.captures import same_addresses
 from taylorseer_fx.runtime.cuda_graphs import CapturePlan
-from taylorseer_fx.runtime.dispatch import CompiledVariant, Dispatcher, GraphInfo, Runtime, picker
+from taylorseer_fx.runtime.dispatch import Dispatcher
 from taylorseer_fx.runtime.schedule import Schedule
+from taylorseer_fx.runtime.state import Runtime
 
 NUM_STEPS, ROUNDS = 50, 100
 NUM_WEIGHTS, NUM_FEATURES, ORDER = 780, 114, 2  # as many inputs and buffers as FLUX.1-dev has

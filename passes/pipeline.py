@@ -22,7 +22,7 @@ from taylorseer_fx.passes.lower import AS_IT_IS, Target, lower
 from taylorseer_fx.passes.narrow import narrow
 from taylorseer_fx.passes.near_misses import with_near_misses
 from taylorseer_fx.passes.regions import RegionSet, Rejected
-from taylorseer_fx.passes.runner import Notify, Runner, StageRecord
+from taylorseer_fx.passes.runner import Notify, Runner, StageRecord, Watch
 from taylorseer_fx.passes.specialize import specialize
 from taylorseer_fx.passes.steps import StepKind
 from taylorseer_fx.passes.storage import Selection, Storage
@@ -82,6 +82,7 @@ def run_passes(
     target: Target = AS_IT_IS,
     disabled: Collection[str] = (),
     notify: Notify | None = None,
+    watch: Watch | None = None,
 ) -> PassResult:
     """Run every pass.
 
@@ -96,11 +97,12 @@ def run_passes(
         target: what the graphs are lowered for.
         disabled: names of the optional passes to do without.
         notify: is told of a pass that failed and was left out; None: then no pass may fail.
+        watch: is shown what every stage made.
 
     Raises:
         PassError: a pass failed that cannot be left out.
     """
-    runner = Runner(traced, disabled, notify)
+    runner = Runner(traced, disabled, notify, watch)
     static_inputs = tuple(static_inputs)
     runner.run("trace", lambda: traced, lambda gm: gm)
     canonical = runner.run("canonicalize", lambda: canonicalize(traced, registered), lambda gm: gm)

@@ -49,12 +49,17 @@ class StageRecord:
         return self.left_out not in ("", DISABLED)
 
 
+Watch = Callable[[StageRecord, fx.GraphModule], None]  # of a stage and the graph that it made
+
+
 class Runner:
     """Runs stages on one traced graph."""
 
-    def __init__(self, traced: fx.GraphModule, disabled: Collection[str] = (), notify: Notify | None = None) -> None:
+    def __init__(
+        self, traced: fx.GraphModule, disabled: Collection[str] = (), notify: Notify | None = None, watch: Watch | None = None
+    ) -> None:
         self.records: list[StageRecord] = []
-        self._disabled, self._notify = frozenset(disabled), notify
+        self._disabled, self._notify, self._watch = frozenset(disabled), notify, watch
         self._verifier = Verifier(traced) if always_verifies or log.isEnabledFor(logging.DEBUG) else None
         self._shown = os.environ.get("TAYLORSEER_FX_GRAPHS", "").split(",")
         self._source = traced
@@ -93,6 +98,8 @@ class Runner:
         gm, source = graph_of(result), source or self._source
         self.records.append(StageRecord(label, count_ops(gm.graph), (time.perf_counter() - started) * 1e3, left_out))
         self._log(gm, source)
+        if self._watch is not None:
+            self._watch(self.records[-1], gm)
         self._source = gm
         return result
 

@@ -9,25 +9,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from taylorseer_fx.runtime.conditioning import Conditioning, Sample
-from taylorseer_fx.runtime.forward import Forward, Role, Site, begins_forward
+from taylorseer_fx.runtime.forward import Forward, begins_forward
 from taylorseer_fx.runtime.movement import Movement
 from taylorseer_fx.runtime.scope import Reading, Run, Scope
 from taylorseer_fx.runtime.streams import MAX_STREAMS, ForwardCall, Streams
-
-StreamKey = tuple[str | None, int]
-
-
-@dataclass(frozen=True)
-class Tick:
-    """One forward: the stream it belongs to, the generation of that stream, and the step index within it, from 0.
-
-    ``execute``: whatever the schedule, since the stream or the step is not certain.
-    """
-
-    stream: StreamKey
-    generation: int
-    step: int
-    execute: bool = False
+from taylorseer_fx.runtime.ticks import Role, Site, Tick
 
 
 @dataclass(frozen=True)

@@ -55,6 +55,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from taylorseer_fx.runtime.boxed import BoxedCallable
 from taylorseer_fx.runtime.capture_errors import describe_failure
 from taylorseer_fx.runtime.captures import Capture, ShapeEntry, ShapeKey, form
 from taylorseer_fx.runtime.graph_api import GraphApi
@@ -66,7 +67,6 @@ MIN_LIMIT = 32  # captures that a backend keeps, however few streams it has
 MAX_WASTED = 8  # captures of a variant thrown away unused, one after the other, before it is captured no more
 
 Sizes = tuple[int, ...]
-BoxedCallable = Callable[[list[Any]], Sequence[Any]]
 
 
 @dataclass(frozen=True)

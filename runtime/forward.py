@@ -8,21 +8,14 @@ was called with, so it stays the same when Dynamo recompiles for another shape.
     forward:  0   0   0   0   1   1   1   1   2
 """
 
-from collections.abc import Hashable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
+from taylorseer_fx.runtime.conditioning import Content, Key, Sample
 from taylorseer_fx.runtime.scope import Reading, Scope
-
-if TYPE_CHECKING:
-    from taylorseer_fx.runtime.clock import Tick
-    from taylorseer_fx.runtime.conditioning import Content, Key, Sample
+from taylorseer_fx.runtime.ticks import Role, Site, Tick
 
 # Of a forward that never seems to end, since hooks make new weights each time: what it remembers must be bounded.
 MAX_SITES = 10_000
-
-Site = Hashable
-Role = tuple[Site, int]  # a site, and how many times it was called before in the same forward
 
 
 @dataclass
@@ -32,13 +25,13 @@ class Forward:
     leader: Site
     scope: Scope | None
     number: int = 0
-    tick: "Tick | None" = None
+    tick: Tick | None = None
     is_settled: bool = False
     counts: dict[Site, int] = field(default_factory=dict)
     num_calls: int = 0
     reading: Reading = ()
-    conditioning: "dict[Key, Content]" = field(default_factory=dict)
-    samples: "tuple[Sample, ...]" = ()
+    conditioning: dict[Key, Content] = field(default_factory=dict)
+    samples: tuple[Sample, ...] = ()
 
     def add(self, site: Site) -> Role:
         occurrence = self.counts.get(site, 0)

@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from taylorseer_fx.runtime.conditioning import Conditioning, Sample, Value, in_common, is_same_sample, still_fits
-from taylorseer_fx.runtime.forward import Site
 from taylorseer_fx.runtime.movement import Move, Movement, changes
 from taylorseer_fx.runtime.scope import Reading
+from taylorseer_fx.runtime.ticks import Site
 
 # Of the streams of a generation: more are windows that move, or the time stands still and so is none. A new one takes the number,
 # and with it the buffers, of the one that was not called for longest.

@@ -5,7 +5,8 @@ model = torch.compile(model, backend=taylorseer_backend(order=2))
 
 from taylorseer_fx.backend import Stats, TaylorSeerBackend, taylorseer_backend
 from taylorseer_fx.errors import ConfigError, NoRegionsError, NothingCompiledError, PassError, TaylorSeerError, TaylorSeerWarning
-from taylorseer_fx.explain import FeatureInfo, RegionInfo, Report
+from taylorseer_fx.explain import Report
+from taylorseer_fx.numbers import FeatureInfo, RegionInfo
 from taylorseer_fx.planning import Plan, plan
 from taylorseer_fx.residual_ops import register_residual_op
 from taylorseer_fx.version import __version__

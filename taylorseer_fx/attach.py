@@ -23,8 +23,8 @@ from torch import nn
 from taylorseer_fx.attach_modular import ModularRuns, RunningBlocks, begin_guided, blocks_of, is_modular
 from taylorseer_fx.attach_runs import Override, PipelineRuns, opening, override, override_method
 from taylorseer_fx.errors import ConfigError
-from taylorseer_fx.runtime.dispatch import Runtime
 from taylorseer_fx.runtime.scope import Scope
+from taylorseer_fx.runtime.state import Runtime
 
 
 @dataclass

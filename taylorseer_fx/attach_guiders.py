@@ -17,8 +17,8 @@ import torch
 from torch import nn
 
 from taylorseer_fx.attach_runs import End, Method, nothing
-from taylorseer_fx.runtime.dispatch import Runtime
 from taylorseer_fx.runtime.scope import Scope
+from taylorseer_fx.runtime.state import Runtime
 
 _IDENTIFIER_KEY = "__guidance_identifier__"
 

@@ -19,7 +19,7 @@ from torch import nn
 from taylorseer_fx.attach_guiders import GuidedCalls, guiders
 from taylorseer_fx.attach_runs import End, Override, PipelineRuns, itself, opening, override_method
 from taylorseer_fx.errors import ConfigError
-from taylorseer_fx.runtime.dispatch import Runtime
+from taylorseer_fx.runtime.state import Runtime
 
 _BLOCKS = "_blocks"
 

@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from taylorseer_fx.runtime.dispatch import Runtime
 from taylorseer_fx.runtime.scope import Run, Scope, StepIndex
+from taylorseer_fx.runtime.state import Runtime
 
 Method = Callable[..., Any]
 End = Callable[[], None]

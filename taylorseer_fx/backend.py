@@ -6,13 +6,15 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
+from taylorseer_fx.artifacts import CompiledSteps, VariantCode
 from taylorseer_fx.attach import Attachments
-from taylorseer_fx.cache import CompiledSteps, KeptPasses, Passes, StepCode, StoredPasses, VariantCode, arriving, cache_tag
+from taylorseer_fx.cache import StepCode, arriving, cache_tag
 from taylorseer_fx.compile import (
     CompileGraph,
     compile_variants,
@@ -23,10 +25,11 @@ from taylorseer_fx.compile import (
     trace_and_compile,
 )
 from taylorseer_fx.config import BackendConfig
-from taylorseer_fx.errors import ConfigError, NoRegionsError, NothingCompiledError, TaylorSeerWarning
-from taylorseer_fx.explain import CompiledGraph, Report, count_if_possible, describe_model
+from taylorseer_fx.errors import ConfigError, NoRegionsError, NothingCompiledError, PassError, TaylorSeerWarning
+from taylorseer_fx.explain import CompiledGraph, Report, describe_model
 from taylorseer_fx.graph_breaks import GraphBreak, graph_break_after
 from taylorseer_fx.messages import GRADIENTS, broken, mode_in_options, nothing_compiled, nothing_to_forecast, where_to_put
+from taylorseer_fx.numbers import count_if_possible
 from taylorseer_fx.passes.find_kept import num_buffer_bytes
 from taylorseer_fx.passes.lower import AS_IT_IS
 from taylorseer_fx.passes.pipeline import PassResult, run_passes
@@ -35,18 +38,15 @@ from taylorseer_fx.passes.regions import MEANT, RegionSet
 from taylorseer_fx.passes.residual_ops import registered_names
 from taylorseer_fx.passes.steps import StepKind
 from taylorseer_fx.recompile_limit import text_at_the_limit
+from taylorseer_fx.remade import KeptPasses, Passes, StoredPasses
+from taylorseer_fx.repro import save, saved_after
+from taylorseer_fx.runtime.boxed import BoxedCallable
 from taylorseer_fx.runtime.buffers import BufferLayout
-from taylorseer_fx.runtime.dispatch import (
-    BoxedCallable,
-    CompiledVariant,
-    Dispatcher,
-    GraphInfo,
-    Observer,
-    Runtime,
-    picker,
-)
+from taylorseer_fx.runtime.calls import CompiledVariant, GraphInfo, picker
+from taylorseer_fx.runtime.dispatch import Dispatcher, Observer
 from taylorseer_fx.runtime.graph_api import CudaGraphApi, GraphApi
 from taylorseer_fx.runtime.scope import Scope
+from taylorseer_fx.runtime.state import Runtime
 from taylorseer_fx.text import format_bytes
 
 
@@ -168,18 +168,41 @@ class TaylorSeerBackend:
             NothingCompiledError: nothing was compiled yet, or with gradients enabled, which are not ours to compile.
             ConfigError: there is no graph of that number.
         """
+        number = self._number(graph)
+        graph_of_place = {role: state.layout[0] for (_, role), state in self._runtime.states.items()}
+        layers = Counter(graph_of_place.values())
+        return describe_model(
+            self._graphs, number, self.config, layers, self._describe_captures(), self._runtime.clock.time_taken()
+        )
+
+    def save_repro(self, folder: str | Path, graph: int | None = None) -> None:
+        """Save a compiled graph for a bug report: the traced graph, without weights, and the settings.
+
+        ``python -m taylorseer_fx.replay FOLDER`` runs the passes on it again, with no need of the model.
+
+        Args:
+            folder: is made if need be.
+            graph: as for ``explain``.
+
+        Raises:
+            NothingCompiledError, ConfigError: as for ``explain``.
+            OSError: the folder cannot be written.
+        """
+        passes = self._graphs[self._number(graph)].passes
+        if not save(Path(folder), passes.graph(), passes.arguments):
+            text = f"the graph cannot be stored, so {folder} holds it as text only, and there is nothing to replay."
+            self._notify(f"save_repro {folder}", text)
+
+    def _number(self, graph: int | None) -> int:
+        """The graph that a caller asks for, counted from 0 or from the end."""
         if not self._graphs:
             raise NothingCompiledError(nothing_compiled(self._num_plain))
         count = len(self._graphs)
         if graph is not None and (isinstance(graph, bool) or not isinstance(graph, int) or not -count <= graph < count):
             raise ConfigError("graph", f"None or an int of {-count} to {count - 1}", graph, f"There are {count} graphs.")
         if graph is None:
-            graph = max((i for i, entry in enumerate(self._graphs) if entry.numbers.regions), default=-1)
-        graph_of_place = {role: state.layout[0] for (_, role), state in self._runtime.states.items()}
-        layers = Counter(graph_of_place.values())
-        return describe_model(
-            self._graphs, graph, self.config, layers, self._describe_captures(), self._runtime.clock.time_taken()
-        )
+            return max((i for i, entry in enumerate(self._graphs) if entry.numbers.regions), default=-1)
+        return graph
 
     def _describe_captures(self) -> tuple[str, ...]:
         graphs = self._runtime.graphs
@@ -225,7 +248,11 @@ class TaylorSeerBackend:
             "target": target_for(inputs) if config.compiler == "inductor" else AS_IT_IS,
             "disabled": config.disabled_passes,
         }
-        result = run_passes(traced, **arguments, notify=self._notify)
+        try:
+            result = run_passes(traced, **arguments, notify=self._notify)
+        except PassError as error:
+            error.args = (f"{error}\n{saved_after(error, traced, arguments)}",)
+            raise
         numbers = count_if_possible(result, config.storage)  # before Inductor works in the graphs
         layout, dtype = None, None
         if result.guarded is None:

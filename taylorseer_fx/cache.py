@@ -14,39 +14,27 @@ import copy
 import hashlib
 import json
 import logging
-import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import fx
 from torch._functorch import config as functorch_config
 from torch._inductor.output_code import CompiledFxGraph, OutputCode
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 import taylorseer_fx.passes
 import taylorseer_fx.runtime
+from taylorseer_fx.artifacts import CompiledSteps
 from taylorseer_fx.config import BackendConfig
 from taylorseer_fx.fingerprint import fingerprint
-from taylorseer_fx.passes.call_inputs import CallInputs
-from taylorseer_fx.passes.emit import graph_module
 from taylorseer_fx.passes.module_path import module_path, source_line
-from taylorseer_fx.passes.pipeline import PassResult, no_garbage_collection, run_passes
-from taylorseer_fx.passes.plain_graph import KEPT_METADATA, PlainGraph
-from taylorseer_fx.passes.regions import RegionSet
 from taylorseer_fx.passes.residual_ops import REGISTERED
-from taylorseer_fx.passes.steps import StepKind
-from taylorseer_fx.runtime.buffers import BufferLayout
-from taylorseer_fx.runtime.cuda_graphs import CapturePlan
-from taylorseer_fx.runtime.dispatch import BoxedCallable
-
-if TYPE_CHECKING:
-    from taylorseer_fx.explain import GraphNumbers
+from taylorseer_fx.remade import CAN_STORE, StoredPasses
+from taylorseer_fx.runtime.boxed import BoxedCallable
 
 log = logging.getLogger(__name__)
 compiler_config: Any = torch.compiler.config  # a module that knows no ``patch`` until it is imported
@@ -54,11 +42,9 @@ compiler_config: Any = torch.compiler.config  # a module that knows no ``patch``
 try:
     from torch._functorch._aot_autograd.aot_autograd_result import BundledCompiledForward
     from torch._functorch._aot_autograd.autograd_cache import BypassAOTAutogradCache
-    from torch.fx._graph_pickler import GraphPickler, Options
 
-    _OPTIONS = Options(ops_filter=None, node_metadata_key_filter=KEPT_METADATA.__contains__)
-    _IS_SUPPORTED = hasattr(compiler_config, "cache_key_tag")
-except (ImportError, TypeError):  # a torch that stores no such thing: every process traces
+    _IS_SUPPORTED = CAN_STORE and hasattr(compiler_config, "cache_key_tag")
+except ImportError:  # a torch that stores no such thing: every process traces
     _IS_SUPPORTED = False
 
 
@@ -75,92 +61,6 @@ try:
     SOURCES = _hash_sources()  # now, not at the first compile: the files are what was imported
 except OSError:
     _IS_SUPPORTED = False
-
-
-@dataclass(frozen=True)
-class StoredPasses:
-    """What ``run_passes`` was given, packed for the disk: a loaded graph is compiled already, so they run only if somebody asks
-    a report for a graph. DiT-XL/2: 0.35 MB, of 3.8 before they are compressed.
-    """
-
-    traced: bytes
-    arguments: Mapping[str, Any]
-
-    @classmethod
-    @no_garbage_collection()
-    def of(cls, traced: fx.GraphModule, arguments: Mapping[str, Any]) -> "StoredPasses | None":
-        """None where some operator, constant or size of the graph cannot be stored."""
-        try:
-            return cls(zlib.compress(GraphPickler.dumps(_named(traced), _OPTIONS), level=1), arguments)
-        except Exception as error:  # a pickler meets everything; without the cache all works as well
-            log.info("not cached, since the graph cannot be stored: %s", error)
-            return None
-
-    def run(self) -> PassResult:
-        """Let the passes run again; nobody else has the graphs that they make."""
-        mode = FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv())
-        traced: Any = GraphPickler.loads(zlib.decompress(self.traced), mode)
-        return _run_again(traced, self.arguments)
-
-
-@dataclass(frozen=True)
-class KeptPasses:
-    """The same where nothing is stored: as cheap to make as a list, and possible for any graph, but only for this process."""
-
-    traced: PlainGraph
-    arguments: Mapping[str, Any]
-
-    def run(self) -> PassResult:
-        """Let the passes run again."""
-        return _run_again(self.traced.rebuild(), self.arguments)
-
-
-Passes = StoredPasses | KeptPasses
-
-
-def _run_again(traced: fx.GraphModule, arguments: Mapping[str, Any]) -> PassResult:
-    return run_passes(traced, **arguments, notify=lambda _topic, _message: None)  # it was told when compiled
-
-
-def _named(gm: fx.GraphModule) -> fx.GraphModule:
-    """A copy of ``gm`` whose module stacks name classes instead of holding them, since local ones cannot be stored."""
-    graph, env = fx.Graph(), dict[fx.Node, fx.Node]()
-    graph.output(graph.graph_copy(gm.graph, env))
-    for node, copied in env.items():
-        copied.meta = dict(node.meta)
-        if stack := node.meta.get("nn_module_stack"):
-            copied.meta["nn_module_stack"] = {key: (path, "") for key, (path, _) in stack.items()}
-    return graph_module(gm, graph)
-
-
-@dataclass(frozen=True)
-class VariantCode:
-    """The code of a step kind; ``kept`` are the positions of what it takes among all inputs, coefficients and buffers, and
-    ``capture`` tells of those, by their positions in ``kept``.
-    """
-
-    run: BoxedCallable
-    kept: tuple[int, ...]
-    capture: CapturePlan
-
-
-@dataclass(frozen=True)
-class CompiledSteps:
-    """What was made of one graph, as far as a process that loads it needs it.
-
-    ``found`` tells no regions, whose nodes are in the graph, only what was rejected; ``over_budget`` is what to say of the memory
-    budget, if anything. Without a ``layout`` nothing is forecast and FULL, the graph as it was, is all there is. Of the graphs
-    that the passes made stay ``numbers``, and ``passes`` to make them again.
-    """
-
-    found: RegionSet
-    over_budget: str
-    inputs: CallInputs
-    variants: dict[StepKind, VariantCode]
-    layout: BufferLayout | None
-    coefficient_dtype: torch.dtype | None
-    passes: Passes
-    numbers: "GraphNumbers | None"
 
 
 class StepCode(OutputCode):

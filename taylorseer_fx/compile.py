@@ -18,12 +18,13 @@ from torch._inductor.async_compile import AsyncCompile
 from torch._inductor.compile_fx import compile_fx, compile_fx_inner
 from torch.fx._lazy_graph_module import _LazyGraphModule
 
-from taylorseer_fx.cache import VariantCode, caching
+from taylorseer_fx.artifacts import VariantCode
+from taylorseer_fx.cache import caching
 from taylorseer_fx.capturable import plan_capture
 from taylorseer_fx.passes.lower import AS_IT_IS, TARGETS, Target
 from taylorseer_fx.passes.pipeline import PassResult
 from taylorseer_fx.passes.steps import StepKind
-from taylorseer_fx.runtime.dispatch import BoxedCallable
+from taylorseer_fx.runtime.boxed import BoxedCallable
 
 inductor_config: Any = torch._inductor.config  # a ConfigModule, which annotations know as a module
 

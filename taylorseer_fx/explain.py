@@ -1,63 +1,22 @@
 """``backend.explain()``: what was found in a graph, what was made of it, and what was left alone and why."""
 
-import logging
-import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
-import torch
-from torch import Tensor, fx
-from torch.fx.experimental.symbolic_shapes import _suppress_guards
+from torch import fx
 
-from taylorseer_fx.cache import Passes
 from taylorseer_fx.config import BackendConfig
-from taylorseer_fx.errors import ConfigError, TaylorSeerWarning
+from taylorseer_fx.errors import ConfigError
 from taylorseer_fx.graph_breaks import GraphBreak
-from taylorseer_fx.passes.emit import graph_fake_mode
-from taylorseer_fx.passes.failures import failure_report
-from taylorseer_fx.passes.find_kept import num_buffer_bytes
-from taylorseer_fx.passes.flops import count_flops
-from taylorseer_fx.passes.module_path import source_line
-from taylorseer_fx.passes.narrow import all_demanded
-from taylorseer_fx.passes.pipeline import PassResult
-from taylorseer_fx.passes.read_whole import ReadWhole, find_read_whole
-from taylorseer_fx.passes.regions import Region, Rejected
-from taylorseer_fx.passes.runner import StageRecord, count_ops
+from taylorseer_fx.numbers import FeatureInfo, GraphNumbers, count, lowered_graphs, named_graphs
 from taylorseer_fx.passes.steps import StepKind
-from taylorseer_fx.passes.storage import Storage
-from taylorseer_fx.passes.traffic import Traffic, count_traffic
-from taylorseer_fx.passes.windows import window_text
+from taylorseer_fx.remade import Passes
 from taylorseer_fx.text import format_bytes, format_flops, format_table
 
 SHOWN_STEPS = 50
 SHOWN_READ_WHOLE = 5
-
-log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class FeatureInfo:
-    """A forecast tensor: its shape (symbolic sizes as text) and dtype; the part of it that forecast steps read, as Python would
-    slice it ("" for all, "unread" for none), and the bytes of the buffers of that part over all orders.
-    """
-
-    shape: tuple[int | str, ...]
-    dtype: torch.dtype
-    kept: str
-    buffer_bytes: int
-
-
-@dataclass(frozen=True)
-class RegionInfo:
-    """A region: where it comes from, what it computes, and the features it ends in."""
-
-    path: str
-    kind: str
-    features: tuple[FeatureInfo, ...]
-    num_ops: int
 
 
 @dataclass(frozen=True)
@@ -71,29 +30,6 @@ class GraphSummary:
     num_layers: int
     ends_at: str
     advice: str = ""
-
-
-@dataclass(frozen=True)
-class GraphNumbers:
-    """What is counted in the graphs that the passes made of one graph, so that none of them need stay. Plain data, to be stored
-    with the code.
-
-    ``num_lowered_ops`` are those of the graphs that were compiled, for ``target``; all else is counted before they are lowered.
-    """
-
-    regions: tuple[RegionInfo, ...]
-    rejected: tuple[Rejected, ...]
-    stages: tuple[StageRecord, ...]
-    buffer_bytes: int
-    granularity: str
-    target: str
-    num_ops: dict[str, int]
-    num_lowered_ops: dict[str, int]
-    flops: dict[str, int]
-    traffic: dict[str, Traffic]
-    time_inputs: tuple[str, ...]
-    time_sources: tuple[str, ...]
-    read_whole: tuple[ReadWhole, ...]
 
 
 @dataclass(frozen=True)
@@ -142,7 +78,7 @@ class Report(GraphNumbers):
         if name not in names:
             raise ConfigError("name", " or ".join(map(repr, names)), name)
         result = self._remade.run()
-        return (_lowered_graphs if lowered else _named_graphs)(result)[name]
+        return (lowered_graphs if lowered else named_graphs)(result)[name]
 
     def __str__(self) -> str:
         parts = (self._all_graphs(), self._passes(), self._regions(), self._rejected(), self._summary())
@@ -287,95 +223,5 @@ def describe_graph(
     )
 
 
-def count_if_possible(result: PassResult, storage: Storage) -> GraphNumbers | None:
-    """As ``count``, while a model is being compiled, which must not fail or become narrower over it; nor is anything said then,
-    but when ``explain()`` counts again.
-    """
-    try:
-        with warnings.catch_warnings(action="error", category=TaylorSeerWarning), _no_guards(result.canonical.graph):
-            return count(result, storage)
-    except Exception as error:
-        log.info("not counted until explain() asks: %s", error)
-        return None
-
-
-@contextmanager
-def _no_guards(graph: fx.Graph) -> Iterator[None]:
-    """A formula may compare sizes, which Dynamo would take for a condition of the compiled code."""
-    shape_env = graph_fake_mode(graph).shape_env
-    if shape_env is None:
-        yield
-        return
-    with _suppress_guards(shape_env):
-        yield
-
-
-def count(result: PassResult, storage: Storage) -> GraphNumbers:
-    """Read the numbers off what the passes made of one graph."""
-    regions = tuple(_describe_region(region, storage) for region in result.found.regions)
-    graphs = _step_graphs(result)
-    inputs = result.canonical.graph.find_nodes(op="placeholder")
-    return GraphNumbers(
-        regions=regions,
-        rejected=result.found.rejected,
-        stages=result.stages,
-        buffer_bytes=sum(feature.buffer_bytes for region in regions for feature in region.features),
-        granularity=result.granularity,
-        target=result.target.name,
-        num_ops={name: count_ops(gm.graph) for name, gm in graphs.items()},
-        num_lowered_ops={name: count_ops(gm.graph) for name, gm in _lowered_graphs(result).items()},
-        flops={name: count_flops(gm.graph) for name, gm in graphs.items()},
-        traffic={name: _traffic(name, gm) for name, gm in graphs.items()},
-        time_inputs=tuple(_input_text(inputs[i]) for i in result.inputs.time),
-        time_sources=tuple(source_line(next(iter(inputs[i].users))) for i in result.inputs.time),
-        read_whole=find_read_whole(graphs[StepKind.FORECAST.value].graph) if _is_narrowed(result) else (),
-    )
-
-
-def _is_narrowed(result: PassResult) -> bool:
-    return bool(result.variants) and not any(stage.left_out for stage in result.stages if stage.name == "narrow_forecast")
-
-
-def _lowered_graphs(result: PassResult) -> dict[str, fx.GraphModule]:
-    """The graph that is compiled for each step kind; where nothing is forecast, the same for both."""
-    whole = result.lowered[StepKind.FULL]
-    return {kind.value: result.lowered.get(kind, whole).gm for kind in StepKind}
-
-
-def _step_graphs(result: PassResult) -> dict[str, fx.GraphModule]:
-    """The graph of each step kind; the same for both where nothing is forecast."""
-    return {kind.value: result.variants[kind].gm if result.variants else result.canonical for kind in StepKind}
-
-
-def _named_graphs(result: PassResult) -> dict[str, fx.GraphModule]:
-    guarded = {"guarded": result.guarded.gm} if result.guarded else {}
-    return {"canonical": result.canonical, **guarded, **_step_graphs(result)}
-
-
-def _traffic(name: str, gm: fx.GraphModule) -> Traffic:
-    """The bytes that a graph moves. A report must not fail over them: at worst they are those of reading everything whole."""
-    try:
-        return count_traffic(gm.graph)
-    except Exception as error:
-        price = f"the bytes that explain() tells of the {name} step are too many"
-        warnings.warn(f"taylorseer_fx: {failure_report('traffic', error, price)}", TaylorSeerWarning, stacklevel=2)
-        return count_traffic(gm.graph, all_demanded(gm.graph))
-
-
-def _describe_region(region: Region, storage: Storage) -> RegionInfo:
-    features = []
-    for feature in region.features:
-        value = feature.node.meta["val"]
-        shape = tuple(size if isinstance(size, int) else str(size) for size in value.shape)
-        kept = "unread" if feature.kept is None else window_text(feature.kept)
-        features.append(FeatureInfo(shape, value.dtype, kept, num_buffer_bytes(feature, storage)))
-    return RegionInfo(region.path, region.kind.value, tuple(features), len(region.nodes))
-
-
 def _shape_text(feature: FeatureInfo) -> str:
     return f"{str(feature.dtype).removeprefix('torch.')}[{', '.join(map(str, feature.shape))}]"
-
-
-def _input_text(node: fx.Node) -> str:
-    value: Tensor = node.meta["val"]
-    return f"{node.name} {str(value.dtype).removeprefix('torch.')}{list(value.shape)}"

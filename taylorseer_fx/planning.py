@@ -12,18 +12,19 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from taylorseer_fx.cache import KeptPasses
 from taylorseer_fx.compile import CompileGraph, trace_and_compile
 from taylorseer_fx.config import BackendConfig
 from taylorseer_fx.errors import ConfigError, NoRegionsError, TaylorSeerWarning
-from taylorseer_fx.explain import CompiledGraph, FeatureInfo, RegionInfo, Report, count, describe_graph
+from taylorseer_fx.explain import CompiledGraph, Report, describe_graph
 from taylorseer_fx.messages import nothing_to_forecast
+from taylorseer_fx.numbers import FeatureInfo, RegionInfo, count
 from taylorseer_fx.passes.emit import outputs
 from taylorseer_fx.passes.pipeline import run_passes
 from taylorseer_fx.passes.plain_graph import PlainGraph
 from taylorseer_fx.passes.regions import RegionSet
 from taylorseer_fx.passes.residual_ops import registered_names
-from taylorseer_fx.runtime.dispatch import BoxedCallable
+from taylorseer_fx.remade import KeptPasses
+from taylorseer_fx.runtime.boxed import BoxedCallable
 from taylorseer_fx.text import format_bytes, format_flops
 
 

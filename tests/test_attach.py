@@ -13,7 +13,7 @@ from diffusers.models.cache_utils import CacheMixin
 from torch import Tensor, nn
 
 from taylorseer_fx import ConfigError, TaylorSeerBackend, taylorseer_backend
-from taylorseer_fx.runtime import dispatch
+from taylorseer_fx.runtime import calls
 from tests.zoo import Tiny, randomize, tiny, tiny_inputs
 
 NUM_STEPS = 10
@@ -249,13 +249,13 @@ class TestTheStepIndex:
 
     def count_reads(self, monkeypatch: pytest.MonkeyPatch) -> list[int]:
         reads: list[int] = []
-        original = dispatch.read_time
+        original = calls.read_time
 
         def counted(tensors: Any) -> Any:
             reads.append(1)
             return original(tensors)
 
-        monkeypatch.setattr(dispatch, "read_time", counted)
+        monkeypatch.setattr(calls, "read_time", counted)
         return reads
 
     def test_read_instead_of_timesteps_once_trusted(self, monkeypatch):

@@ -9,7 +9,7 @@ import torch
 
 from taylorseer_fx import TaylorSeerWarning, plan, taylorseer_backend
 from taylorseer_fx.backend import GraphOrigin
-from taylorseer_fx.cache import StepCode, StoredPasses, arriving
+from taylorseer_fx.cache import StepCode, arriving
 from taylorseer_fx.compile import make_eager
 from taylorseer_fx.errors import PassError
 from taylorseer_fx.passes import find_kept as find_kept_module
@@ -23,6 +23,7 @@ from taylorseer_fx.passes.pipeline import run_passes
 from taylorseer_fx.passes.steps import OPTIONAL
 from taylorseer_fx.passes.storage import Storage
 from taylorseer_fx.passes.window_rules import Rule
+from taylorseer_fx.remade import StoredPasses
 from tests.composition.session import Session, tiny_zoo
 from tests.graphs import Found, Traced, find, find_stacks, render, trace, two_layers
 from tests.passes.test_find_kept import D, Ending, Flux

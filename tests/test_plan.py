@@ -11,7 +11,7 @@ from torch import nn
 
 from taylorseer_fx import ConfigError, NoRegionsError, plan, planning
 from taylorseer_fx.config import BackendConfig
-from taylorseer_fx.explain import GraphNumbers, count
+from taylorseer_fx.numbers import GraphNumbers, count
 
 
 def dit(**overrides: object) -> DiTTransformer2DModel:

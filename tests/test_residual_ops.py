@@ -17,11 +17,12 @@ from taylorseer_fx import (
     register_residual_op,
     taylorseer_backend,
 )
-from taylorseer_fx.cache import StoredPasses, cache_tag
+from taylorseer_fx.cache import cache_tag
 from taylorseer_fx.config import BackendConfig
 from taylorseer_fx.fingerprint import fingerprint
 from taylorseer_fx.passes.regions import Reason
 from taylorseer_fx.passes.residual_ops import REGISTERED
+from taylorseer_fx.remade import StoredPasses
 from tests.custom_ops import as_add, gated_add, gated_add_, is_traced, nothing_registered
 from tests.graphs import trace
 from tests.reference import HookReference

@@ -21,6 +21,7 @@ from torch._inductor.utils import fresh_cache
 import taylorseer_fx.backend
 import taylorseer_fx.cache
 import taylorseer_fx.passes
+import taylorseer_fx.remade
 import taylorseer_fx.runtime
 from taylorseer_fx import NoRegionsError, TaylorSeerBackend, TaylorSeerWarning, taylorseer_backend
 from taylorseer_fx.config import BackendConfig
@@ -54,7 +55,7 @@ def pass_runs(monkeypatch) -> list[Any]:
         return run_passes(*args, **kwargs)
 
     run_passes = taylorseer_fx.backend.run_passes
-    for module in (taylorseer_fx.backend, taylorseer_fx.cache):
+    for module in (taylorseer_fx.backend, taylorseer_fx.remade):
         monkeypatch.setattr(module, "run_passes", counted)
     return runs
 
@@ -247,7 +248,7 @@ def test_what_cannot_be_stored_is_compiled_each_time(monkeypatch, pass_runs):
     def refuse(*_args: Any) -> bytes:
         raise NotImplementedError
 
-    monkeypatch.setattr(taylorseer_fx.cache.GraphPickler, "dumps", refuse)
+    monkeypatch.setattr(taylorseer_fx.remade.GraphPickler, "dumps", refuse)
     _, expected = anew()
     _, again = anew()
     assert lookups() == (0, 1)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
 import taylorseer_fx.backend
-import taylorseer_fx.cache
+import taylorseer_fx.remade
 from taylorseer_fx import taylorseer_backend
 
 TIMES = (9.0, 8.0, 7.0, 6.0, 5.0, 4.0)
@@ -55,7 +55,7 @@ def main() -> None:
         runs.append(args)
         return run_passes(*args, **kwargs)
 
-    taylorseer_fx.backend.run_passes = taylorseer_fx.cache.run_passes = counted
+    taylorseer_fx.backend.run_passes = taylorseer_fx.remade.run_passes = counted
     backend = taylorseer_backend(order=1, interval=3, warmup=2)
     outputs = run(Model(), backend)
     pass_runs = [len(runs)]

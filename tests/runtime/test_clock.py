@@ -8,9 +8,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from taylorseer_fx.runtime.clock import Clock, GraphCall, Tick
+from taylorseer_fx.runtime.clock import Clock, GraphCall
 from taylorseer_fx.runtime.conditioning import Conditioning, Value, identity_of
 from taylorseer_fx.runtime.scope import Reading, Scope
+from taylorseer_fx.runtime.ticks import Tick
 
 DESCENDING = [900.0, 600.0, 300.0, 0.0]
 

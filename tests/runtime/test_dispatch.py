@@ -15,9 +15,11 @@ from taylorseer_fx.passes.call_inputs import CallInputs
 from taylorseer_fx.passes.steps import StepKind
 from taylorseer_fx.passes.storage import Storage
 from taylorseer_fx.runtime.buffers import BufferLayout, BufferTemplate, SizeSource
-from taylorseer_fx.runtime.dispatch import CompiledVariant, Dispatcher, GraphInfo, Runtime, picker, read_time
+from taylorseer_fx.runtime.calls import CompiledVariant, GraphInfo, picker, read_time
+from taylorseer_fx.runtime.dispatch import Dispatcher
 from taylorseer_fx.runtime.schedule import Schedule
 from taylorseer_fx.runtime.scope import Scope
+from taylorseer_fx.runtime.state import Runtime
 
 X = torch.zeros(2)
 

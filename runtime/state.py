@@ -1,0 +1,132 @@
+"""What the graphs of one backend share: the streams and their buffers, the counters, the clock, and when all of it is freed."""
+
+import sys
+import threading
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from taylorseer_fx.passes.steps import StepKind
+from taylorseer_fx.passes.storage import Storage
+from taylorseer_fx.runtime.buffers import num_bytes
+from taylorseer_fx.runtime.clock import Clock
+from taylorseer_fx.runtime.cuda_graphs import CudaGraphs
+from taylorseer_fx.runtime.graph_api import GraphApi
+from taylorseer_fx.runtime.schedule import Schedule
+from taylorseer_fx.runtime.scope import ScopeVariable
+from taylorseer_fx.runtime.ticks import Role, StreamKey, Tick
+from taylorseer_fx.runtime.weights import History
+
+
+@dataclass
+class Counters:
+    """What a backend did so far."""
+
+    calls: dict[StepKind, int] = field(default_factory=lambda: dict.fromkeys(StepKind, 0))
+    unforecast_calls: int = 0
+    compiles: int = 0
+
+
+@dataclass
+class StreamState:
+    """One stream in one place of the model, in one generation; ``layout`` tells the graph and the sizes it was last used with."""
+
+    generation: int
+    first_step: int
+    layout: tuple[int, tuple[int, ...]]
+    buffers: list[Tensor]
+    history: History
+    last_full: int = 0
+    last_used: int = 0
+
+
+@dataclass
+class Runtime:
+    """What the graphs of one backend share."""
+
+    schedule: Schedule
+    storage: Storage
+    notify: Callable[[str, str], None]
+    clock: Clock = field(init=False)
+    scopes: ScopeVariable = field(default_factory=ScopeVariable)
+    counters: Counters = field(default_factory=Counters)
+    states: dict[tuple[StreamKey, Role], StreamState] = field(default_factory=dict)
+    graphs: CudaGraphs | None = None
+    peak_buffer_bytes: int = 0
+    peak_states: int = 0
+    has_regions: bool = False  # in some graph compiled so far
+    swept: dict[StreamKey, int] = field(default_factory=dict)  # the generation whose predecessors' states were freed
+    changed: dict[StreamKey, int] = field(default_factory=dict)  # the step at which a new place was called in mid-generation
+    lock: threading.RLock = field(default_factory=threading.RLock)  # reentrant: a progress bar may be collected within
+
+    def __post_init__(self) -> None:
+        self.clock = Clock(self.notify)
+
+    def capture_with(self, api: GraphApi) -> None:
+        """Run what is on devices of ``api`` by captures."""
+        turns = 1 if self.storage.keeps_differences else self.storage.order + 1
+        self.graphs = CudaGraphs(api, self.notify, turns * len(StepKind), lambda: self.peak_states)
+
+    def note_peak(self) -> None:
+        """Called after every allocation of buffers."""
+        self.peak_buffer_bytes = max(self.peak_buffer_bytes, self.buffer_bytes)
+        self.peak_states = max(self.peak_states, len(self.states))
+
+    @property
+    def buffer_bytes(self) -> int:
+        """Allocated now, over all streams."""
+        return sum(num_bytes(state.buffers) for state in self.states.values())
+
+    def reset(self) -> None:
+        """Free all buffers and captures, and forget all streams."""
+        with self.lock:
+            self.states.clear()
+            self.swept.clear()
+            self.changed.clear()
+            self.clock.forget()
+        if self.graphs is not None:
+            self.graphs.clear()
+
+    def forget(self, scope_name: str | None, contexts: Collection[str] | None = None) -> None:
+        """End the generations of a scope and free their buffers: of all scopes within it, or of the named ``contexts`` there."""
+        with self.lock:
+            if sys.exception() is None:  # else the run was broken off
+                for stream in {stream for stream, _ in self.states if _within(stream[0], scope_name, contexts)}:
+                    self.note_end(stream)
+            self.clock.forget(lambda name: _within(name, scope_name, contexts))
+            self._free(lambda stream, _: _within(stream[0], scope_name, contexts))
+            self.swept = {stream: n for stream, n in self.swept.items() if not _within(stream[0], scope_name, contexts)}
+
+    def note_end(self, stream: StreamKey) -> None:
+        """Say so if the generation of ``stream`` that ends was too short for any forecast."""
+        newest = max((state.generation for (key, _), state in self.states.items() if key == stream), default=0)
+        ended = [state for (key, _), state in self.states.items() if key == stream and state.generation == newest]
+        if ended and all(state.first_step == 0 for state in ended):
+            text = self.schedule.all_full_text(1 + max(state.last_used for state in ended))
+            if text:
+                self.notify("all full", text)
+
+    def sweep(self, tick: Tick) -> None:
+        """Free what a stream kept of earlier generations in places that this one did not come by in its first step, and what it
+        keeps for places that it no longer comes by since it came by a new one in mid-generation.
+        """
+        stream = tick.stream
+        if tick.step > 0 and self.swept.get(stream) != tick.generation:
+            self.swept[stream] = tick.generation
+            self._free(lambda other, state: other == stream and state.generation < tick.generation)
+        if stream in self.changed and tick.step != self.changed[stream]:
+            del self.changed[stream]
+            self._free(lambda other, state: other == stream and state.last_used < tick.step - 1)
+
+    def _free(self, chosen: Callable[[StreamKey, StreamState], bool]) -> None:
+        self.states = {key: state for key, state in self.states.items() if not chosen(key[0], state)}
+
+
+def _within(name: str | None, outer: str | None, contexts: Collection[str] | None) -> bool:
+    if name == outer:
+        return True
+    prefix = f"{outer}/" if outer is not None else ""
+    if name is None or not name.startswith(prefix):
+        return False
+    return contexts is None or name.removeprefix(prefix) in contexts

@@ -1,0 +1,44 @@
+"""What compiling a graph results in: code, and what is known of the graph without having it."""
+
+from dataclasses import dataclass
+
+import torch
+
+from taylorseer_fx.numbers import GraphNumbers
+from taylorseer_fx.passes.call_inputs import CallInputs
+from taylorseer_fx.passes.regions import RegionSet
+from taylorseer_fx.passes.steps import StepKind
+from taylorseer_fx.remade import Passes
+from taylorseer_fx.runtime.boxed import BoxedCallable
+from taylorseer_fx.runtime.buffers import BufferLayout
+from taylorseer_fx.runtime.cuda_graphs import CapturePlan
+
+
+@dataclass(frozen=True)
+class VariantCode:
+    """The code of a step kind; ``kept`` are the positions of what it takes among all inputs, coefficients and buffers, and
+    ``capture`` tells of those, by their positions in ``kept``.
+    """
+
+    run: BoxedCallable
+    kept: tuple[int, ...]
+    capture: CapturePlan
+
+
+@dataclass(frozen=True)
+class CompiledSteps:
+    """What was made of one graph, as far as a process that loads it needs it.
+
+    ``found`` tells no regions, whose nodes are in the graph, only what was rejected; ``over_budget`` is what to say of the memory
+    budget, if anything. Without a ``layout`` nothing is forecast and FULL, the graph as it was, is all there is. Of the graphs
+    that the passes made stay ``numbers``, and ``passes`` to make them again.
+    """
+
+    found: RegionSet
+    over_budget: str
+    inputs: CallInputs
+    variants: dict[StepKind, VariantCode]
+    layout: BufferLayout | None
+    coefficient_dtype: torch.dtype | None
+    passes: Passes
+    numbers: GraphNumbers | None
