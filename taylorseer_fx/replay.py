@@ -22,9 +22,7 @@ class _ReachedError(Exception):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m taylorseer_fx.replay", description="Run the passes on a saved graph again.")
-    parser.add_argument(
-        "folder", type=Path, help="what backend.save_repro wrote; a pickle, so only from people you trust"
-    )
+    parser.add_argument("folder", type=Path, help="what backend.save_repro wrote; a pickle, so only from people you trust")
     parser.add_argument("--until", metavar="PASS", help="stop after this stage, as explain() names it, and print its graph")
     parsed = parser.parse_args(arguments)
     names: list[str] = []

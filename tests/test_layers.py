@@ -2,6 +2,7 @@
 
 import ast
 import graphlib
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -84,3 +85,10 @@ def test_reports_do_not_import_the_compiler(arrows):
             reached.add(name)
             pending += arrows[name]
     assert not {"taylorseer_fx.compile", "taylorseer_fx.cache", f"{RUNTIME}.dispatch"} & reached
+
+
+def test_contributing_names_files_that_there_are():
+    text = Path(__file__).parents[1].joinpath("CONTRIBUTING.md").read_text()
+    named = set(re.findall(r"`((?:passes|runtime|taylorseer_fx)/\w+\.py)`", text))
+    assert len(named) > 15
+    assert [path for path in named if not Path(__file__).parents[1].joinpath(path).is_file()] == []
