@@ -12,8 +12,8 @@ code matters too: the last block's text update is often still in the graph, and 
 from collections.abc import Collection
 
 from torch import fx
-from torch._functorch.compile_utils import fx_graph_cse
 
+from taylorseer_fx.compat import fx_graph_cse
 from taylorseer_fx.passes.clean_up import eliminate_dead_code
 from taylorseer_fx.passes.decompose import decompose
 from taylorseer_fx.passes.emit import graph_module

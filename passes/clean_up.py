@@ -11,8 +11,8 @@ attention that it does not run.
 from dataclasses import dataclass
 
 from torch import fx
-from torch._functorch.compile_utils import fx_graph_cse
 
+from taylorseer_fx.compat import fx_graph_cse
 from taylorseer_fx.passes.emit import graph_module
 
 

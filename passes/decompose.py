@@ -13,14 +13,11 @@ from typing import Any
 
 import torch
 from torch import SymInt, Tensor, fx
-from torch._inductor.decomposition import select_decomp_table
-from torch._ops import OpOverload
-from torch._prims_common import compute_elementwise_output_logical_to_physical_perm as physical_order
 from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing, make_fx
 from torch.fx.experimental.symbolic_shapes import guard_or_false, sym_eq
 from torch.fx.traceback import preserve_node_meta
-from torch.utils import _pytree as pytree
 
+from taylorseer_fx.compat import DisableAutocast, OpOverload, physical_order, pytree, select_decomp_table
 from taylorseer_fx.errors import ConfigError
 from taylorseer_fx.passes.emit import emitter, graph_fake_mode, standing_for
 from taylorseer_fx.passes.fused_layers import fused_layers
@@ -36,7 +33,7 @@ def decompose(graph: fx.Graph, registered: Collection[str] | None = None) -> boo
     table = {**fused_layers(), **residual_ops(registered)}
     found = first = _in_table(graph.nodes, table)
     traces: dict[str, fx.GraphModule] = {}  # layers are alike
-    with torch.no_grad(), torch._C._DisableAutocast():  # what surrounds the compilation has no part in it
+    with torch.no_grad(), DisableAutocast():  # what surrounds the compilation has no part in it
         for _ in table:  # a decomposition may be written with operators of the table
             inserted = []
             for node in found:

@@ -14,10 +14,9 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import torch
 from torch import SymInt, Tensor, fx
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.fx._lazy_graph_module import _LazyGraphModule
 from torch.fx.traceback import NodeSource, NodeSourceAction, preserve_node_meta
 
+from taylorseer_fx.compat import FakeTensorMode, LazyGraphModule, detect_fake_mode
 from taylorseer_fx.passes.windows import Window
 
 Emit = Callable[..., fx.Node]
@@ -30,7 +29,7 @@ TO_THE_END = 2**63 - 1  # the end of such a slice
 
 def graph_fake_mode(graph: fx.Graph) -> FakeTensorMode:
     """The fake mode that the values of ``graph`` were traced under."""
-    mode = torch._guards.detect_fake_mode([node.meta.get("val") for node in graph.nodes if node.op == "placeholder"])
+    mode = detect_fake_mode([node.meta.get("val") for node in graph.nodes if node.op == "placeholder"])
     return mode if mode is not None else FakeTensorMode(allow_non_fake_inputs=True)
 
 
@@ -107,7 +106,7 @@ def copied(gm: fx.GraphModule) -> fx.GraphModule:
 
 def graph_module(owner: Any, graph: fx.Graph, name: str = "GraphModule") -> fx.GraphModule:
     """``graph`` with the attributes it needs from ``owner``; its Python code is generated when somebody runs or prints it."""
-    return _LazyGraphModule(owner, graph, name)
+    return LazyGraphModule(owner, graph, name)
 
 
 def cast(emit: Emit, node: fx.Node, dtype: torch.dtype) -> fx.Node:

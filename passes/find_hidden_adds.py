@@ -11,8 +11,8 @@ regions; where nothing was found, if it gives what has the shape of something it
 from collections.abc import Collection, Iterable
 
 from torch import Tensor, fx
-from torch._ops import HigherOrderOperator, OpOverload
 
+from taylorseer_fx.compat import HigherOrderOperator, OpOverload
 from taylorseer_fx.passes.classify import activation_nodes
 from taylorseer_fx.passes.dataflow import seed_reach
 from taylorseer_fx.passes.module_path import common_path, source_line

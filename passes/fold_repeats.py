@@ -22,8 +22,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch._inductor.inductor_prims import force_stride_order
 
+from taylorseer_fx.compat import HigherOrderOperator, force_stride_order
 from taylorseer_fx.passes.emit import (
     attribute,
     emit_as_it_is,
@@ -77,7 +77,7 @@ def _is_plain(graph: fx.Graph) -> bool:
         meta = tensor_meta(node)
         if meta is not None and not (_is_static(meta) and meta.device.type == "cpu"):
             return False
-        if node.op == "call_function" and (isinstance(node.target, torch._ops.HigherOrderOperator) or node.is_impure()):
+        if node.op == "call_function" and (isinstance(node.target, HigherOrderOperator) or node.is_impure()):
             return False
     return True
 

@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch._ops import OpOverload
 from torch.fx.experimental.symbolic_shapes import guard_or_false
 from torch.nn import functional
 
+from taylorseer_fx.compat import OpOverload
 from taylorseer_fx.passes.ops import FUSED_LAYERS, tensor_meta
 from taylorseer_fx.passes.residual_ops import Decomposition
 

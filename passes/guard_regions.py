@@ -21,8 +21,8 @@ from typing import Any
 
 import torch
 from torch import SymInt, Tensor, fx
-from torch._subclasses.fake_tensor import FakeTensorMode
 
+from taylorseer_fx.compat import FakeTensorMode
 from taylorseer_fx.passes.dataflow import live_nodes
 from taylorseer_fx.passes.emit import (
     Emit,

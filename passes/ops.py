@@ -10,6 +10,8 @@ import torch
 from torch import fx
 from torch.fx.experimental.symbolic_shapes import guard_or_false, sym_eq
 
+from taylorseer_fx.compat import HigherOrderOperator, OpOverload
+
 aten = torch.ops.aten
 prims = torch.ops.prims
 
@@ -116,9 +118,9 @@ def is_opaque(node: fx.Node) -> bool:
     """A custom operator, or a higher-order operator such as flex attention: taken for heavy, whatever is inside."""
     if node.op != "call_function" or node.target is operator.getitem:
         return False
-    if isinstance(node.target, torch._ops.HigherOrderOperator):
+    if isinstance(node.target, HigherOrderOperator):
         return True
-    return isinstance(node.target, torch._ops.OpOverload) and node.target.namespace not in _TORCH_NAMESPACES
+    return isinstance(node.target, OpOverload) and node.target.namespace not in _TORCH_NAMESPACES
 
 
 def is_heavy(node: fx.Node) -> bool:

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, fx
-from torch._ops import OpOverload, OpOverloadPacket
 
+from taylorseer_fx.compat import OpOverload, OpOverloadPacket
 from taylorseer_fx.passes.ops import aten, same_shape
 
 

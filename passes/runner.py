@@ -17,9 +17,8 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from torch import fx
-from torch._dynamo.utils import dynamo_timed
-from torch._logging._internal import trace_structured
 
+from taylorseer_fx.compat import dynamo_timed, trace_structured
 from taylorseer_fx.errors import PassError
 from taylorseer_fx.passes.failures import failure_report
 from taylorseer_fx.passes.steps import OPTIONAL, StepKind

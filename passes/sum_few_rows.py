@@ -14,9 +14,8 @@ after. With six rows and more little is gained.
 """
 
 from torch import fx
-from torch._inductor.inductor_prims import force_stride_order
-from torch._prims_common import get_computation_dtype
 
+from taylorseer_fx.compat import force_stride_order, get_computation_dtype
 from taylorseer_fx.passes.clean_up import eliminate_dead_code
 from taylorseer_fx.passes.emit import Emit, cast, copied, emitter, graph_fake_mode, standing_for
 from taylorseer_fx.passes.ops import aten, tensor_meta

@@ -1,12 +1,11 @@
 """A capture and what one is looked up by: the form of every input, and the addresses of those that are static."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from taylorseer_fx.compat import same_addresses
 from taylorseer_fx.runtime.graph_api import Graph
 from taylorseer_fx.runtime.staging import Outputs, Staging
 
@@ -16,16 +15,6 @@ ShapeKey = tuple[Any, ...]
 def form(value: Any) -> Any:
     """What of an input is baked into a capture: all of an integer, and of a tensor all but its elements and its address."""
     return (value.shape, value.stride(), value.dtype) if isinstance(value, Tensor) else value
-
-
-def _python_same_addresses(inputs: list[Any], addresses: list[int | None], positions: list[int]) -> bool:
-    return list(map(Tensor.data_ptr, map(inputs.__getitem__, positions))) == list(map(addresses.__getitem__, positions))
-
-
-# In builds of torch with CUDA this is one loop in C++, as Inductor has it for the same purpose.
-same_addresses: Callable[[list[Any], list[int | None], list[int]], bool] = getattr(
-    torch._C, "_tensors_data_ptrs_at_indices_equal", _python_same_addresses
-)
 
 
 @dataclass

@@ -15,6 +15,8 @@ from weakref import WeakSet
 import torch
 from torch import cuda
 
+from taylorseer_fx.compat import current_cuda_stream, end_allocation_to_pool
+
 T = TypeVar("T")
 
 
@@ -23,7 +25,7 @@ def stream_reader(device: torch.device) -> Callable[[], int]:
     if device.type != "cuda":
         return lambda: 0
     index = device.index
-    return lambda: int(torch._C._cuda_getCurrentRawStream(cuda.current_device() if index is None else index))
+    return lambda: current_cuda_stream(cuda.current_device() if index is None else index)
 
 
 def is_capturing(device: torch.device) -> bool:
@@ -148,5 +150,5 @@ def _abandon(graph: Any, place: _Place, device: torch.device) -> None:
     except RuntimeError:
         place.broken.append(graph)
         with suppress(RuntimeError):
-            torch._C._cuda_endAllocateToPool(cuda.current_device() if device.index is None else device.index, place.pool)
+            end_allocation_to_pool(cuda.current_device() if device.index is None else device.index, place.pool)
         place.pool = cuda.graph_pool_handle()

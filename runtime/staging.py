@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from taylorseer_fx.compat import foreach_copy_
+
 
 @dataclass(frozen=True)
 class Staging:
@@ -35,7 +37,7 @@ class Staging:
 
     def fill(self, inputs: Sequence[Any]) -> None:
         for targets, sources_of in self.groups:
-            torch._foreach_copy_(targets, sources_of(inputs))
+            foreach_copy_(targets, sources_of(inputs))
 
     @property
     def addresses(self) -> list[int]:

@@ -15,6 +15,7 @@ from torch import Tensor, fx
 from taylorseer_fx.artifacts import CompiledSteps, VariantCode
 from taylorseer_fx.attach import Attachments
 from taylorseer_fx.cache import StepCode, arriving, cache_tag
+from taylorseer_fx.compat import inductor_compile
 from taylorseer_fx.compile import (
     CompileGraph,
     compile_variants,
@@ -310,9 +311,7 @@ class TaylorSeerBackend:
         self._runtime.counters.compiles += 1
         if self.config.compiler == "eager":
             return gm.forward
-        compiled: Callable[..., Any] = torch._inductor.compile(
-            gm, list(example_inputs), options=dict(self.config.compiler_options)
-        )
+        compiled: Callable[..., Any] = inductor_compile(gm, list(example_inputs), options=dict(self.config.compiler_options))
         return compiled
 
     def _must_have_regions(self, found: RegionSet, origin: GraphOrigin) -> None:

@@ -23,29 +23,30 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch._functorch import config as functorch_config
-from torch._inductor.output_code import CompiledFxGraph, OutputCode
 
 import taylorseer_fx.passes
 import taylorseer_fx.runtime
 from taylorseer_fx.artifacts import CompiledSteps
+from taylorseer_fx.compat import (
+    CAN_STORE,
+    BundledCompiledForward,
+    BypassAOTAutogradCache,
+    CompiledFxGraph,
+    OutputCode,
+    dynamo_config,
+    functorch_config,
+)
 from taylorseer_fx.config import BackendConfig
 from taylorseer_fx.fingerprint import fingerprint
 from taylorseer_fx.passes.module_path import module_path, source_line
 from taylorseer_fx.passes.residual_ops import REGISTERED
-from taylorseer_fx.remade import CAN_STORE, StoredPasses
+from taylorseer_fx.remade import StoredPasses
 from taylorseer_fx.runtime.boxed import BoxedCallable
 
 log = logging.getLogger(__name__)
 compiler_config: Any = torch.compiler.config  # a module that knows no ``patch`` until it is imported
 
-try:
-    from torch._functorch._aot_autograd.aot_autograd_result import BundledCompiledForward
-    from torch._functorch._aot_autograd.autograd_cache import BypassAOTAutogradCache
-
-    _IS_SUPPORTED = CAN_STORE and hasattr(compiler_config, "cache_key_tag")
-except ImportError:  # a torch that stores no such thing: every process traces
-    _IS_SUPPORTED = False
+_IS_SUPPORTED = CAN_STORE
 
 
 def _hash_sources() -> str:
@@ -194,6 +195,4 @@ def _attributes(module: torch.nn.Module) -> Iterator[Any]:
 def _is_being_exported() -> bool:
     """Is somebody storing what backends return, to call it later without them? It would lack the backend that runs it."""
     outer = ("bundled_autograd_cache", "force_autograd_cache", "bypass_autograd_cache_key")
-    return getattr(torch._dynamo.config, "caching_precompile", False) or any(
-        getattr(functorch_config, name, False) for name in outer
-    )
+    return getattr(dynamo_config, "caching_precompile", False) or any(getattr(functorch_config, name, False) for name in outer)

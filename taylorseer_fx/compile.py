@@ -11,22 +11,17 @@ from functools import partial
 from types import FrameType
 from typing import Any
 
-import torch
 from functorch.compile import make_boxed_func
 from torch import Tensor, fx
-from torch._inductor.async_compile import AsyncCompile
-from torch._inductor.compile_fx import compile_fx, compile_fx_inner
-from torch.fx._lazy_graph_module import _LazyGraphModule
 
 from taylorseer_fx.artifacts import VariantCode
 from taylorseer_fx.cache import caching
 from taylorseer_fx.capturable import plan_capture
+from taylorseer_fx.compat import AsyncCompile, LazyGraphModule, TracingContext, compile_fx, compile_fx_inner, inductor_config
 from taylorseer_fx.passes.lower import AS_IT_IS, TARGETS, Target
 from taylorseer_fx.passes.pipeline import PassResult
 from taylorseer_fx.passes.steps import StepKind
 from taylorseer_fx.runtime.boxed import BoxedCallable
-
-inductor_config: Any = torch._inductor.config  # a ConfigModule, which annotations know as a module
 
 CompileGraph = Callable[[fx.GraphModule, Sequence[Any], tuple[int, ...]], BoxedCallable]
 CompileTraced = Callable[[fx.GraphModule, Sequence[Any], Sequence[int], CompileGraph], BoxedCallable]
@@ -141,7 +136,7 @@ def _is_default(name: str) -> bool:
 
 def make_eager(gm: fx.GraphModule, _inputs: Sequence[Any], _static_inputs: tuple[int, ...]) -> BoxedCallable:
     """The graph as it is, run operator by operator."""
-    _LazyGraphModule.force_recompile(gm)
+    LazyGraphModule.force_recompile(gm)
     boxed: BoxedCallable = make_boxed_func(gm.forward)
     return boxed
 
@@ -156,7 +151,7 @@ def _compile_with_inductor(
 @contextmanager
 def _without_output_strides() -> Iterator[None]:
     """Keep Inductor from reporting output strides, which the tracing context takes once a traced graph."""
-    context = torch._guards.TracingContext.try_get()
+    context = TracingContext.try_get()
     if context is None:
         yield
         return

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from taylorseer_fx.compat import list_options
 from taylorseer_fx.errors import ConfigError
 from taylorseer_fx.passes.steps import OPTIONAL
 from taylorseer_fx.passes.storage import FLOAT8, Selection, Storage
@@ -72,7 +73,7 @@ class BackendConfig:
             if name not in known:
                 close = difflib.get_close_matches(str(name), known, n=1)
                 hint = f"Did you mean {close[0]!r}?" if close else ""
-                if name in torch._inductor.list_options():
+                if name in list_options():
                     hint = f"Options of Inductor go into one of these: options={{'compiler_options': {{{name!r}: ...}}}}."
                 raise ConfigError("option name", "one of " + ", ".join(known), name, hint)
         return cls(**options)
@@ -140,7 +141,7 @@ def _checked_options(compiler: str, value: Any) -> Mapping[str, Any]:
         raise ConfigError("compiler_options", "a mapping from Inductor's option names to values", value)
     if value and compiler != "inductor":
         raise ConfigError("compiler_options", f"empty with compiler={compiler!r}", dict(value))
-    known = torch._inductor.list_options() if value else []
+    known = list_options() if value else []
     for name in value:
         if name not in known:
             raise ConfigError("compiler_options", "options of torch._inductor.list_options()", name)

@@ -15,7 +15,7 @@ other exceptions of a backend in ``torch._dynamo.exc.BackendCompilerFailed``. It
 
 from typing import Any
 
-from torch._dynamo.exc import ShortenTraceback
+from taylorseer_fx.compat import ShortenTraceback
 
 
 class TaylorSeerError(ShortenTraceback):

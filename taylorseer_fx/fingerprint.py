@@ -8,7 +8,8 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch._ops import OpOverload, OpOverloadPacket
+
+from taylorseer_fx.compat import OperatorNamespaces, OpOverload, OpOverloadPacket
 
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, type(Ellipsis), torch.dtype, torch.device, torch.layout)
 _Text = Any  # nested lists of text, for ``json``
@@ -56,7 +57,7 @@ def _describe_container(value: Any, seen: set[int]) -> _Text:
 
 def _is_installed(value: Any) -> bool:
     """Does it come with Python or torch, whose versions are in torch's own key?"""
-    if isinstance(value, (types.BuiltinFunctionType, OpOverload, OpOverloadPacket, torch._ops._OpNamespace, torch._ops._Ops)):
+    if isinstance(value, (types.BuiltinFunctionType, OpOverload, OpOverloadPacket, *OperatorNamespaces)):
         return True
     name = value.__name__ if isinstance(value, types.ModuleType) else getattr(value, "__module__", None)
     if isinstance(value, (types.ModuleType, types.FunctionType, type)):

@@ -4,8 +4,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
-import torch
-
+from taylorseer_fx.compat import list_mode_options
 from taylorseer_fx.config import BackendConfig
 from taylorseer_fx.graph_breaks import GraphBreak
 from taylorseer_fx.passes.regions import RegionSet
@@ -69,7 +68,7 @@ def where_to_put(arguments: Mapping[str, Any]) -> str:
 def mode_in_options(mode: object) -> str:
     """A mode of ``torch.compile`` as what Inductor takes it for, CUDA graphs apart, which are ours to make."""
     try:
-        options = dict(torch._inductor.list_mode_options(mode))  # type: ignore[arg-type]
+        options = dict(list_mode_options(mode))  # type: ignore[arg-type]
     except RuntimeError:  # torch knows no such mode
         return "torch._inductor.list_mode_options() lists the modes that there are, as options of Inductor."
     has_cuda_graphs = options.pop("triton.cudagraphs", False)

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, fx
-from torch.fx.experimental.symbolic_shapes import _suppress_guards
 
+from taylorseer_fx.compat import suppress_guards
 from taylorseer_fx.errors import TaylorSeerWarning
 from taylorseer_fx.passes.emit import graph_fake_mode
 from taylorseer_fx.passes.failures import failure_report
@@ -93,7 +93,7 @@ def _no_guards(graph: fx.Graph) -> Iterator[None]:
     if shape_env is None:
         yield
         return
-    with _suppress_guards(shape_env):
+    with suppress_guards(shape_env):
         yield
 
 

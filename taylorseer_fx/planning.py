@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from taylorseer_fx.compat import dynamo_config, function_modes, without_function_mode
 from taylorseer_fx.compile import CompileGraph, trace_and_compile
 from taylorseer_fx.config import BackendConfig
 from taylorseer_fx.errors import ConfigError, NoRegionsError, TaylorSeerWarning
@@ -168,10 +169,10 @@ def _planning() -> Iterator[None]:
     """Trace as if outside of ``with torch.device(...)``, which breaks graphs, and however often the model was planned before."""
     no_limit = 2**30
     with ExitStack() as stack:
-        modes: list[Any] = torch.overrides._get_current_function_mode_stack()  # type: ignore[no-untyped-call]
+        modes: list[Any] = function_modes()
         for _ in modes:
-            stack.enter_context(torch.overrides._pop_mode_temporarily())
-        stack.enter_context(torch._dynamo.config.patch(recompile_limit=no_limit, accumulated_recompile_limit=no_limit))
+            stack.enter_context(without_function_mode())
+        stack.enter_context(dynamo_config.patch(recompile_limit=no_limit, accumulated_recompile_limit=no_limit))
         yield
 
 

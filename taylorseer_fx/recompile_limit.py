@@ -2,11 +2,8 @@
 
 import sys
 from types import FrameType
-from typing import Any
 
-import torch
-
-dynamo_config: Any = torch._dynamo.config  # a ConfigModule, which annotations know as a module
+from taylorseer_fx.compat import dynamo_config
 
 
 def text_at_the_limit() -> str:

@@ -4,25 +4,17 @@ import logging
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from torch import fx
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
+from taylorseer_fx.compat import FakeTensorMode, GraphPickler, PicklerOptions
 from taylorseer_fx.passes.emit import graph_module
 from taylorseer_fx.passes.pipeline import PassResult, no_garbage_collection, run_passes
 from taylorseer_fx.passes.plain_graph import KEPT_METADATA, PlainGraph
 
 log = logging.getLogger(__name__)
-
-try:
-    from torch.fx._graph_pickler import GraphPickler, Options
-
-    _OPTIONS = Options(ops_filter=None, node_metadata_key_filter=KEPT_METADATA.__contains__)
-    CAN_STORE = True
-except (ImportError, TypeError):  # a torch that stores no graphs
-    CAN_STORE = False
 
 
 @dataclass(frozen=True)
@@ -39,7 +31,8 @@ class StoredPasses:
     def of(cls, traced: fx.GraphModule, arguments: Mapping[str, Any]) -> "StoredPasses | None":
         """None where some operator, constant or size of the graph cannot be stored."""
         try:
-            return cls(zlib.compress(GraphPickler.dumps(_named(traced), _OPTIONS), level=1), arguments)
+            options = PicklerOptions(ops_filter=None, node_metadata_key_filter=KEPT_METADATA.__contains__)
+            return cls(zlib.compress(GraphPickler.dumps(_named(traced), options), level=1), arguments)
         except Exception as error:  # a pickler meets everything; without the cache all works as well
             log.info("not cached, since the graph cannot be stored: %s", error)
             return None
@@ -47,8 +40,7 @@ class StoredPasses:
     def graph(self) -> fx.GraphModule:
         """The traced graph."""
         mode = FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv())
-        traced: fx.GraphModule = GraphPickler.loads(zlib.decompress(self.traced), mode)
-        return traced
+        return cast(fx.GraphModule, GraphPickler.loads(zlib.decompress(self.traced), mode))
 
     def run(self) -> PassResult:
         """Let the passes run again; nobody else has the graphs that they make."""

@@ -3,10 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from torch._library.simple_registry import singleton
-from torch._ops import OpOverload, OpOverloadPacket
-from torch._subclasses.functional_tensor import FunctionalTensorMode
-
+from taylorseer_fx.compat import FunctionalTensorMode, OpOverload, OpOverloadPacket, library_registry
 from taylorseer_fx.errors import ConfigError
 from taylorseer_fx.fingerprint import fingerprint
 from taylorseer_fx.passes.fused_layers import fused_layers
@@ -56,7 +53,7 @@ def _checked_operator(op: Any) -> OpOverload:
     if overload._schema.is_mutable:
         hint = "Call one that returns its result in the model; register that."
         raise ConfigError("op", "an operator that writes to none of its arguments", str(overload), hint)
-    if singleton.find(overload._schema.name).torch_dispatch_rules.find(FunctionalTensorMode) is not None:
+    if library_registry.find(overload._schema.name).torch_dispatch_rules.find(FunctionalTensorMode) is not None:
         hint = "torch.compile looks into such an operator; make it with torch.library.custom_op."
         raise ConfigError("op", "an operator not made with torch.library.triton_op", str(overload), hint)
     return overload

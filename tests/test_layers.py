@@ -16,8 +16,8 @@ PASSES, RUNTIME, PACKAGE = "taylorseer_fx.passes", "taylorseer_fx.runtime", "tay
 
 # What lies below a folder, beside the folder itself: all else in it is out of its reach.
 BELOW = {
-    PASSES: {"taylorseer_fx.errors", "taylorseer_fx.version"},
-    RUNTIME: {f"{PASSES}.steps", f"{PASSES}.storage", f"{PASSES}.call_inputs"},
+    PASSES: {"taylorseer_fx.compat", "taylorseer_fx.errors", "taylorseer_fx.version"},
+    RUNTIME: {"taylorseer_fx.compat", f"{PASSES}.steps", f"{PASSES}.storage", f"{PASSES}.call_inputs"},
 }
 # Files that hold names for many rooms, and what these may import of the package.
 GROUND = {
@@ -25,8 +25,15 @@ GROUND = {
     f"{PASSES}.storage": set(),
     f"{RUNTIME}.boxed": set(),
     f"{RUNTIME}.ticks": set(),
-    "taylorseer_fx.errors": set(),
-    "taylorseer_fx.config": {"taylorseer_fx.errors", f"{PASSES}.steps", f"{PASSES}.storage", f"{RUNTIME}.schedule"},
+    "taylorseer_fx.compat": set(),
+    "taylorseer_fx.errors": {"taylorseer_fx.compat"},
+    "taylorseer_fx.config": {
+        "taylorseer_fx.compat",
+        "taylorseer_fx.errors",
+        f"{PASSES}.steps",
+        f"{PASSES}.storage",
+        f"{RUNTIME}.schedule",
+    },
 }
 
 
@@ -92,3 +99,11 @@ def test_contributing_names_files_that_there_are():
     named = set(re.findall(r"`((?:passes|runtime|taylorseer_fx)/\w+\.py)`", text))
     assert len(named) > 15
     assert [path for path in named if not Path(__file__).parents[1].joinpath(path).is_file()] == []
+
+
+def test_private_names_of_torch_are_in_one_file():
+    """Whatever begins with an underscore, in an import or behind ``torch.``."""
+    private = re.compile(r"^ *(from|import) torch[.\w]*(\._\w+[.\w]* import| import _)|\btorch(\.\w+)*\._\w+", re.MULTILINE)
+    for name, path in files().items():
+        text = re.sub(r'"[^"\n]*"', "", re.sub(r'""".*?"""', "", path.read_text(), flags=re.DOTALL))  # a message may name one
+        assert name == "taylorseer_fx.compat" or not private.findall(text), name

@@ -1,0 +1,120 @@
+"""Torch's private names, all that this package uses and what for, so that a torch that lacks one is met here and nowhere else.
+
+All are in torch 2.13, which the tests run on.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._dynamo.exc import ShortenTraceback  # such an error reaches the user as it is
+from torch._dynamo.utils import dynamo_timed
+from torch._functorch import config as functorch_config  # of AOTAutograd's cache
+from torch._functorch.compile_utils import fx_graph_cse
+from torch._inductor.async_compile import AsyncCompile  # its kernels are waited for later
+from torch._inductor.compile_fx import compile_fx, compile_fx_inner  # we take the place of the latter within the former
+from torch._inductor.decomposition import select_decomp_table
+from torch._inductor.inductor_prims import force_stride_order
+from torch._inductor.output_code import CompiledFxGraph, OutputCode  # what AOTAutograd stores
+from torch._library.simple_registry import singleton as library_registry
+from torch._logging._internal import trace_structured
+from torch._ops import HigherOrderOperator, OpOverload, OpOverloadPacket
+from torch._prims_common import compute_elementwise_output_logical_to_physical_perm as physical_order
+from torch._prims_common import get_computation_dtype
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.functional_tensor import FunctionalTensorMode
+from torch.fx._lazy_graph_module import _LazyGraphModule as LazyGraphModule
+from torch.fx.experimental.symbolic_shapes import _suppress_guards as suppress_guards
+from torch.utils import _pytree as pytree
+
+try:  # storing compiled graphs; where a torch has no such thing, every process traces
+    from torch._functorch._aot_autograd.aot_autograd_result import BundledCompiledForward
+    from torch._functorch._aot_autograd.autograd_cache import BypassAOTAutogradCache
+    from torch.fx._graph_pickler import GraphPickler
+    from torch.fx._graph_pickler import Options as PicklerOptions
+
+    CAN_STORE = hasattr(torch.compiler.config, "cache_key_tag")
+except ImportError:
+    BundledCompiledForward = BypassAOTAutogradCache = GraphPickler = PicklerOptions = None  # type: ignore[assignment,misc]
+    CAN_STORE = False
+
+__all__ = [
+    "CAN_STORE",
+    "AsyncCompile",
+    "BundledCompiledForward",
+    "BypassAOTAutogradCache",
+    "CompiledFxGraph",
+    "DisableAutocast",
+    "FakeTensorMode",
+    "FunctionalTensorMode",
+    "GraphPickler",
+    "HigherOrderOperator",
+    "LazyGraphModule",
+    "OpOverload",
+    "OpOverloadPacket",
+    "OperatorNamespaces",
+    "OutputCode",
+    "PicklerOptions",
+    "ShortenTraceback",
+    "TracingContext",
+    "compile_fx",
+    "compile_fx_inner",
+    "current_cuda_stream",
+    "detect_fake_mode",
+    "dynamo_config",
+    "dynamo_timed",
+    "end_allocation_to_pool",
+    "force_stride_order",
+    "foreach_copy_",
+    "function_modes",
+    "functorch_config",
+    "fx_graph_cse",
+    "get_computation_dtype",
+    "inductor_compile",
+    "inductor_config",
+    "library_registry",
+    "list_mode_options",
+    "list_options",
+    "physical_order",
+    "pytree",
+    "same_addresses",
+    "select_decomp_table",
+    "suppress_guards",
+    "trace_structured",
+    "without_function_mode",
+]
+
+dynamo_config: Any = torch._dynamo.config  # ConfigModules, which annotations know as modules
+inductor_config: Any = torch._inductor.config
+
+TracingContext = torch._guards.TracingContext
+detect_fake_mode = torch._guards.detect_fake_mode
+DisableAutocast: Any = torch._C._DisableAutocast
+foreach_copy_: Any = torch._foreach_copy_  # one kernel for many small tensors
+function_modes: Callable[[], list[Any]] = torch.overrides._get_current_function_mode_stack
+without_function_mode: Callable[[], Any] = torch.overrides._pop_mode_temporarily  # less the innermost of them
+inductor_compile: Callable[..., Any] = torch._inductor.compile
+list_options = torch._inductor.list_options
+list_mode_options = torch._inductor.list_mode_options
+OperatorNamespaces = (torch._ops._OpNamespace, torch._ops._Ops)
+
+
+def _python_same_addresses(inputs: list[Any], addresses: list[int | None], positions: list[int]) -> bool:
+    return list(map(Tensor.data_ptr, map(inputs.__getitem__, positions))) == list(map(addresses.__getitem__, positions))
+
+
+# In builds of torch with CUDA this is one loop in C++, as Inductor has it for the same purpose.
+same_addresses: Callable[[list[Any], list[int | None], list[int]], bool] = getattr(
+    torch._C, "_tensors_data_ptrs_at_indices_equal", _python_same_addresses
+)
+
+
+def current_cuda_stream(device_index: int) -> int:
+    """Its address, without making the object that ``torch.cuda.current_stream`` returns: it is asked for in every call."""
+    return int(torch._C._cuda_getCurrentRawStream(device_index))
+
+
+def end_allocation_to_pool(device_index: int, pool: Any) -> None:
+    """Torch leaves an allocator allocating from the pool of a capture that failed."""
+    torch._C._cuda_endAllocateToPool(device_index, pool)
