@@ -4,7 +4,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,38 +17,25 @@ from taylorseer_fx.attach import Attachments
 from taylorseer_fx.cache import StepCode, arriving, cache_tag
 from taylorseer_fx.compat import inductor_compile
 from taylorseer_fx.compile import (
-    CompileGraph,
-    compile_variants,
     is_called_from_python,
-    kernels_awaited_at_the_end,
-    make_eager,
-    target_for,
     trace_and_compile,
 )
 from taylorseer_fx.config import BackendConfig
-from taylorseer_fx.errors import ConfigError, NoRegionsError, NothingCompiledError, PassError, TaylorSeerWarning
+from taylorseer_fx.errors import ConfigError, NothingCompiledError, TaylorSeerWarning
 from taylorseer_fx.explain import CompiledGraph, Report, describe_model
-from taylorseer_fx.graph_breaks import GraphBreak, graph_break_after
+from taylorseer_fx.graph_breaks import graph_break_after
 from taylorseer_fx.messages import GRADIENTS, broken, mode_in_options, nothing_compiled, nothing_to_forecast, where_to_put
-from taylorseer_fx.numbers import count_if_possible
-from taylorseer_fx.passes.find_kept import num_buffer_bytes
-from taylorseer_fx.passes.lower import AS_IT_IS
-from taylorseer_fx.passes.pipeline import PassResult, run_passes
-from taylorseer_fx.passes.plain_graph import PlainGraph
 from taylorseer_fx.passes.regions import MEANT, RegionSet
-from taylorseer_fx.passes.residual_ops import registered_names
 from taylorseer_fx.passes.steps import StepKind
 from taylorseer_fx.recompile_limit import text_at_the_limit
-from taylorseer_fx.remade import KeptPasses, Passes, StoredPasses
-from taylorseer_fx.repro import save, saved_after
+from taylorseer_fx.repro import save
 from taylorseer_fx.runtime.boxed import BoxedCallable
-from taylorseer_fx.runtime.buffers import BufferLayout
 from taylorseer_fx.runtime.calls import CompiledVariant, GraphInfo, picker
 from taylorseer_fx.runtime.dispatch import Dispatcher, Observer
 from taylorseer_fx.runtime.graph_api import CudaGraphApi, GraphApi
 from taylorseer_fx.runtime.scope import Scope
 from taylorseer_fx.runtime.state import Runtime
-from taylorseer_fx.text import format_bytes
+from taylorseer_fx.traced import GraphOrigin, compile_steps
 
 
 @dataclass(frozen=True)
@@ -65,14 +52,6 @@ class Stats:
     replays: int
     buffer_bytes: int
     peak_buffer_bytes: int
-
-
-@dataclass(frozen=True)
-class GraphOrigin:
-    """How a graph came about: the break it ends at, and whether it is a part of a model that is not compiled as a whole."""
-
-    graph_break: GraphBreak | None
-    is_part: bool
 
 
 class TaylorSeerBackend:
@@ -227,48 +206,8 @@ class TaylorSeerBackend:
             peak_buffer_bytes=max(self._runtime.peak_buffer_bytes, self._runtime.buffer_bytes),
         )
 
-    def _compile_traced(
-        self,
-        origin: GraphOrigin,
-        tag: str | None,
-        traced: fx.GraphModule,
-        inputs: Sequence[Any],
-        static_inputs: Sequence[int],
-        compile_graph: CompileGraph,
-    ) -> StepCode:
-        """From the functional ATen graph to the code that stands for it."""
-        where = origin.graph_break.where if origin.graph_break is not None else None
-        config, static_inputs = self.config, tuple(static_inputs)
-        arguments: dict[str, Any] = {
-            "static_inputs": static_inputs,
-            "storage": config.storage,
-            "selection": config.selection,
-            "graph_break": where,
-            "is_part": origin.is_part,
-            "registered": registered_names(),
-            "target": target_for(inputs) if config.compiler == "inductor" else AS_IT_IS,
-            "disabled": config.disabled_passes,
-        }
-        try:
-            result = run_passes(traced, **arguments, notify=self._notify)
-        except PassError as error:
-            error.args = (f"{error}\n{saved_after(error, traced, arguments)}",)
-            raise
-        numbers = count_if_possible(result, config.storage)  # before Inductor works in the graphs
-        layout, dtype = None, None
-        if result.guarded is None:
-            self._must_have_regions(result.found, origin)
-        else:
-            layout = BufferLayout.of([buffer.meta["val"] for buffer in result.guarded.buffers], inputs)
-            dtype = result.guarded.coefficient_dtype
-        with kernels_awaited_at_the_end(inputs):
-            variants = compile_variants(result, inputs, static_inputs, self._compiler(compile_graph))
-            stored = StoredPasses.of(traced, arguments) if tag is not None and result.is_complete else None
-            passes: Passes = stored or KeptPasses(PlainGraph.of(traced), arguments)
-        found = replace(result.found, regions=())
-        over_budget = self._over_budget(result)
-        about = (found, over_budget, result.inputs)
-        return StepCode(tag, CompiledSteps(*about, variants, layout, dtype, passes, numbers))
+    def _compile_traced(self, origin: GraphOrigin, tag: str | None, *traced: Any) -> StepCode:
+        return compile_steps(self.config, self._notify, origin, tag, *traced)
 
     def _install(self, origin: GraphOrigin, steps: CompiledSteps) -> BoxedCallable:
         """What runs the code of a graph, compiled or loaded, as part of this backend's model."""
@@ -276,7 +215,7 @@ class TaylorSeerBackend:
         info = GraphInfo(len(self._graphs), steps.inputs)
         if steps.layout is None or steps.coefficient_dtype is None:
             self._no_regions(steps.found, origin)
-            is_part = origin.is_part or origin.graph_break is not None
+            is_part = origin.is_part_of_model
             whole = self._variant("a graph without regions", steps.variants[StepKind.FULL])
             run: BoxedCallable = Observer(runtime, info, whole, is_part)
         else:
@@ -304,9 +243,6 @@ class TaylorSeerBackend:
         if self.config.cuda_graphs and graphs is not None and (device is None or device.type != graphs.api.device_type):
             raise ConfigError("cuda_graphs", f"None or False for a model on {device}", True, "CUDA graphs are for CUDA devices.")
 
-    def _compiler(self, compile_graph: CompileGraph) -> CompileGraph:
-        return compile_graph if self.config.compiler == "inductor" else make_eager
-
     def _compile_plain(self, gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
         self._runtime.counters.compiles += 1
         if self.config.compiler == "eager":
@@ -314,30 +250,13 @@ class TaylorSeerBackend:
         compiled: Callable[..., Any] = inductor_compile(gm, list(example_inputs), options=dict(self.config.compiler_options))
         return compiled
 
-    def _must_have_regions(self, found: RegionSet, origin: GraphOrigin) -> None:
-        if self.config.on_no_regions == "error" and not origin.is_part and origin.graph_break is None:
-            hint = 'Pass on_no_regions="warn" to compile such graphs as torch.compile would.'
-            raise NoRegionsError(f"{nothing_to_forecast(found)}\n{hint}")
-
     def _no_regions(self, found: RegionSet, origin: GraphOrigin) -> None:
-        if origin.is_part or origin.graph_break is not None:
+        if origin.is_part_of_model:
             self._rejected(found)
             breaks = (entry.graph_break for entry in self._graphs if entry.graph_break is not None)
             self._notify("graph breaks", broken(next(breaks, origin.graph_break)))
         else:
             self._notify("no regions", nothing_to_forecast(found) + "\nCompiled as plain torch.compile would.")
-
-    def _over_budget(self, result: PassResult) -> str:
-        """What to say where modules were too much for the memory budget."""
-        budget = self.config.memory_budget
-        if budget is None or result.module_bytes is None or result.granularity == "module":
-            return ""
-        kept = sum(num_buffer_bytes(feature, self.config.storage) for feature in result.found.features)
-        too_much = "" if kept <= budget else f", which still takes {format_bytes(kept)}"
-        return (
-            f"buffers for every module would take {format_bytes(result.module_bytes)} a stream, more than memory_budget="
-            f'{format_bytes(budget)}: granularity "stack" instead{too_much}.'
-        )
 
     def _rejected(self, found: RegionSet) -> None:
         if entries := "".join(f"\n  {entry}" for entry in found.rejected if entry.reason not in MEANT):

@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from taylorseer_fx import TaylorSeerWarning, plan, taylorseer_backend
-from taylorseer_fx.backend import GraphOrigin
 from taylorseer_fx.cache import StepCode, arriving
 from taylorseer_fx.compile import make_eager
 from taylorseer_fx.errors import PassError
@@ -24,6 +23,7 @@ from taylorseer_fx.passes.steps import OPTIONAL
 from taylorseer_fx.passes.storage import Storage
 from taylorseer_fx.passes.window_rules import Rule
 from taylorseer_fx.remade import StoredPasses
+from taylorseer_fx.traced import GraphOrigin
 from tests.composition.session import Session, tiny_zoo
 from tests.graphs import Found, Traced, find, find_stacks, render, trace, two_layers
 from tests.passes.test_find_kept import D, Ending, Flux
@@ -47,7 +47,7 @@ def no_grad():
 @pytest.fixture(autouse=True)
 def lowered(monkeypatch):
     """Graphs that are run uncompiled are lowered, too, to have all passes."""
-    monkeypatch.setattr("taylorseer_fx.backend.AS_IT_IS", TARGETS["cpu"])
+    monkeypatch.setattr("taylorseer_fx.traced.AS_IT_IS", TARGETS["cpu"])
 
 
 def fail(*_args: Any) -> Any:

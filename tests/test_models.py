@@ -67,7 +67,7 @@ def results(monkeypatch) -> list[tuple[set[str], PassResult]]:
         made.append(({op_of(name) for name in nodes_without_origin(traced)}, run_passes(traced, **arguments)))
         return made[-1][1]
 
-    monkeypatch.setattr("taylorseer_fx.backend.run_passes", kept)
+    monkeypatch.setattr("taylorseer_fx.traced.run_passes", kept)
     return made
 
 

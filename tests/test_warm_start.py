@@ -18,11 +18,11 @@ from torch._dynamo.utils import counters
 from torch._inductor.runtime.runtime_utils import cache_dir
 from torch._inductor.utils import fresh_cache
 
-import taylorseer_fx.backend
 import taylorseer_fx.cache
 import taylorseer_fx.passes
 import taylorseer_fx.remade
 import taylorseer_fx.runtime
+import taylorseer_fx.traced
 from taylorseer_fx import NoRegionsError, TaylorSeerBackend, TaylorSeerWarning, taylorseer_backend
 from taylorseer_fx.config import BackendConfig
 from tests.warm_worker import Model, run
@@ -54,8 +54,8 @@ def pass_runs(monkeypatch) -> list[Any]:
         runs.append(args)
         return run_passes(*args, **kwargs)
 
-    run_passes = taylorseer_fx.backend.run_passes
-    for module in (taylorseer_fx.backend, taylorseer_fx.remade):
+    run_passes = taylorseer_fx.traced.run_passes
+    for module in (taylorseer_fx.traced, taylorseer_fx.remade):
         monkeypatch.setattr(module, "run_passes", counted)
     return runs
 

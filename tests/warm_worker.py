@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
-import taylorseer_fx.backend
 import taylorseer_fx.remade
+import taylorseer_fx.traced
 from taylorseer_fx import taylorseer_backend
 
 TIMES = (9.0, 8.0, 7.0, 6.0, 5.0, 4.0)
@@ -49,13 +49,13 @@ def run(model: nn.Module, backend: Any) -> list[Tensor]:
 
 def main() -> None:
     runs: list[Any] = []
-    run_passes = taylorseer_fx.backend.run_passes
+    run_passes = taylorseer_fx.traced.run_passes
 
     def counted(*args: Any, **kwargs: Any) -> Any:
         runs.append(args)
         return run_passes(*args, **kwargs)
 
-    taylorseer_fx.backend.run_passes = taylorseer_fx.remade.run_passes = counted
+    taylorseer_fx.traced.run_passes = taylorseer_fx.remade.run_passes = counted
     backend = taylorseer_backend(order=1, interval=3, warmup=2)
     outputs = run(Model(), backend)
     pass_runs = [len(runs)]
