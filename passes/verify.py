@@ -18,6 +18,7 @@ class Verifier:
     def __init__(self, traced: fx.GraphModule) -> None:
         self._traced_inputs = {node.name for node in traced.graph.find_nodes(op="placeholder")}
         self._traced_writes = set(map(_write, _writes(traced.graph)))
+        self._without_value = {str(node.target) for node in _without_value(traced)}  # torch's checks of sizes have none
         self._inputs: list[str] = []
 
     def check(self, gm: fx.GraphModule, *, stores: bool = False) -> None:
@@ -28,7 +29,7 @@ class Verifier:
             RuntimeError: FX finds the graph ill-formed.
         """
         gm.graph.lint()
-        if missing := nodes_without_value(gm):
+        if missing := [node.name for node in _without_value(gm) if str(node.target) not in self._without_value]:
             raise ValueError(f"no value is known of {_listed(missing)}")
         self._check_writes(gm.graph, stores)
         self._check_inputs([node.name for node in gm.graph.find_nodes(op="placeholder")])
@@ -57,11 +58,14 @@ class Verifier:
 
 def nodes_without_value(gm: fx.GraphModule) -> list[str]:
     """Nodes of ``gm`` and its subgraphs that compute something and carry no ``meta["val"]``."""
-    missing = [node.name for node in gm.graph.nodes if node.op in ("placeholder", "call_function") and "val" not in node.meta]
+    return [node.name for node in _without_value(gm)]
+
+
+def _without_value(gm: fx.GraphModule) -> Iterator[fx.Node]:
+    yield from (node for node in gm.graph.nodes if node.op in ("placeholder", "call_function") and "val" not in node.meta)
     for child in gm.children():
         if isinstance(child, fx.GraphModule):
-            missing += nodes_without_value(child)
-    return missing
+            yield from _without_value(child)
 
 
 def _writes(graph: fx.Graph) -> Iterator[fx.Node]:

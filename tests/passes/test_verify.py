@@ -56,6 +56,14 @@ def test_a_value_is_missing():
         verifier.check(gm)
 
 
+def test_what_has_no_value_when_traced():
+    """Torch's checks of sizes that only the data tell."""
+    gm = traced()
+    with gm.graph.inserting_before(gm.graph.output_node()):
+        gm.graph.call_function(aten._assert_scalar.default, (True, "true"))
+    Verifier(gm).check(gm)
+
+
 @pytest.mark.parametrize("is_new", [False, True])
 def test_inputs_in_other_places(is_new):
     """Neither may those that there were change places, nor new ones come between them."""
