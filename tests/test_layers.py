@@ -64,7 +64,7 @@ def arrows() -> dict[str, set[str]]:
 
 def test_files_are_found(arrows):
     assert len(arrows) > 60
-    assert f"{PASSES}.pipeline" in arrows["taylorseer_fx.backend"]
+    assert f"{PASSES}.pipeline" in arrows["taylorseer_fx.traced"]
 
 
 @pytest.mark.parametrize("folder", [PASSES, RUNTIME])
