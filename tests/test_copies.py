@@ -98,6 +98,7 @@ class TestModel:
         assert not equal(forecast, eager)
         assert equal(generation(model), forecast)
 
+    @pytest.mark.turn(1, 2)
     def test_another_process(self):
         """A pool of one process, started afresh: the model goes there pickled, and does there what it does here."""
         backend = taylorseer_backend(**SCHEDULE)

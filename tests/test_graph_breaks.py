@@ -13,6 +13,7 @@ from taylorseer_fx import NoRegionsError, TaylorSeerBackend, TaylorSeerWarning, 
 from taylorseer_fx.runtime.dispatch import Dispatcher
 from tests.reference import HookReference
 from tests.test_state import InterruptedRun
+from tests.turns import in_turns
 from tests.zoo import TinyAttention, flux, randomize, tiny_inputs
 
 NUM_STEPS = 12
@@ -121,7 +122,7 @@ BREAKS = ["nowhere", "loop", "block", "middle"]
 
 
 @pytest.mark.filterwarnings("ignore::taylorseer_fx.TaylorSeerWarning")
-@pytest.mark.parametrize("where", BREAKS)
+@pytest.mark.parametrize("where", in_turns(BREAKS, weeks=2))
 class TestBreaks:
     def test_follows_the_reference(self, where):
         """The clock ticks once a forward, wherever it is broken; each layer has its own derivatives; generations repeat."""

@@ -136,6 +136,7 @@ def test_explicit_full_steps(full_steps, order):
     assert_parity(dit(torch.float64), backend, 32, ROUNDING[torch.float64])
 
 
+@pytest.mark.turn(1, 2)
 def test_ddim_closed_loop():
     """DiT in diffusers' DDIM loop: the forecasts of a step shape the next step's input, and nothing drifts apart."""
     zoo = dit(torch.float64)
@@ -158,6 +159,7 @@ def test_ddim_closed_loop():
     assert backend.stats().forecast_calls == 38
 
 
+@pytest.mark.turn(0, 2)
 def test_flow_match_closed_loop():
     """FLUX in diffusers' flow-matching loop, whose timesteps are uneven and fractional."""
     zoo = flux(torch.float64)
@@ -307,6 +309,7 @@ def test_order_zero_reuses_bit_for_bit():
         assert torch.equal(output, x + feature), f"step {step}"
 
 
+@pytest.mark.turn(1, 2)
 def test_bfloat16_model():
     """A bf16 model runs, in bf16 buffers, and stays as close to the reference as bf16 allows."""
     backend = taylorseer_backend(order=2, interval=4, warmup=3, compiler="eager")
@@ -314,6 +317,7 @@ def test_bfloat16_model():
     assert {buffer.meta["val"].dtype for buffer in buffer_nodes(backend)} == {torch.bfloat16}
 
 
+@pytest.mark.turn(0, 2)
 def test_bfloat16_buffers_under_float32():
     """``buffer_dtype`` halves the buffers of a float32 model; forecasts lose precision, not sense."""
     wide = taylorseer_backend(order=1, interval=4, warmup=3, compiler="eager")

@@ -59,6 +59,7 @@ class TestTiny:
         assert p.full_steps == (0, 1, 2, 7, 12, 17, 22, 27, 32, 37, 42, 47)
         assert 0 < p.flops_forecast < p.flops_full / 4
 
+    @pytest.mark.turn(0, 2)
     def test_meta_and_cpu_agree(self, tiny):
         """The figures are of the model, not of where it lies."""
         torch.manual_seed(0)
@@ -83,6 +84,7 @@ class TestTiny:
         p = plan(*tiny, order=order, buffer_dtype=torch.float8_e5m2)
         assert p.buffer_bytes == (4 + order) * 4 * 2 * 16 * 32
 
+    @pytest.mark.turn(1, 2)
     def test_stack(self, tiny):
         """One feature for the four, and fewer FLOPs in a forecast step."""
         modules, stack = plan(*tiny), plan(*tiny, granularity="stack")
@@ -98,6 +100,7 @@ class TestTiny:
         assert p.flops_total == 6 * p.flops_full + 14 * p.flops_forecast
         assert p.speedup_ceiling == pytest.approx(20 * p.flops_full / p.flops_total)
 
+    @pytest.mark.turn(1, 2)
     def test_full_steps(self, tiny):
         """The list in place of interval and warm-up, by its last gap to the end of a longer run, which is noted."""
         p = plan(*tiny, num_steps=10, full_steps=[0, 1, 4])
@@ -106,6 +109,7 @@ class TestTiny:
         assert [note.split(":")[0] for note in p.notes] == ["the run came to step 9, but full_steps ends at 4"]
         assert plan(*tiny, num_steps=7, full_steps=[0, 1, 4]).notes == ()
 
+    @pytest.mark.turn(0, 2)
     def test_memory_budget(self, tiny):
         """As the backend decides: modules where they fit, else the stack."""
         modules = plan(*tiny)
@@ -127,6 +131,7 @@ class TestTiny:
         assert list(model.state_dict()) == before
         assert all(parameter.is_meta for parameter in model.parameters())
 
+    @pytest.mark.turn(0, 2)
     def test_positional_inputs(self, tiny):
         model, inputs = tiny
         by_position = (inputs["hidden_states"], inputs["timestep"], inputs["class_labels"], None, False)
@@ -138,6 +143,7 @@ class TestTiny:
         assert "4 of 8: 0, 1, 2, 7" in text
         assert "32.00 KiB a stream, 4 features, order 1" in text
 
+    @pytest.mark.turn(1, 2)
     def test_inside_a_device_context(self):
         """A model made and planned under ``with torch.device("meta")`` has the figures of one planned outside of it."""
         with torch.device("meta"):

@@ -89,6 +89,7 @@ def test_equals_the_modules_under_constant_gates(model, order):
 
 
 @pytest.mark.inductor
+@pytest.mark.turn(0, 2)
 def test_through_inductor():
     """Compiled, the stack still equals the reference."""
     zoo, reference = dit(), stack_reference(dit(), order=1, interval=3, warmup=2)

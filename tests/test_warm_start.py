@@ -129,6 +129,7 @@ def test_what_the_tag_depends_on():
     assert taylorseer_fx.cache.cache_tag(gm, BackendConfig(compiler="eager")) is None
 
 
+@pytest.mark.turn(1, 2)
 def test_other_options_of_inductor_miss():
     anew(order=1)
     anew(order=1, compiler_options={"epilogue_fusion": False})
@@ -159,6 +160,7 @@ def test_sources_are_all_files(package, monkeypatch, tmp_path):
     assert len(seen) == len(list(copied.glob("*.py"))) + 1
 
 
+@pytest.mark.turn(1, 2)
 def test_other_names_miss():
     """A model that computes the same under other names: ``explain()`` is to tell its own."""
 
@@ -173,6 +175,7 @@ def test_other_names_miss():
     assert backend.explain().regions[0].path.startswith("layers")
 
 
+@pytest.mark.turn(1, 2)
 def test_plain_compile_keeps_its_own():
     """Neither takes the other's: the key is the same but for the tag."""
     anew()
@@ -187,6 +190,7 @@ def test_plain_compile_keeps_its_own():
     assert lookups() == (1, 0)
 
 
+@pytest.mark.turn(0, 2)
 def test_dynamic_shapes():
     """Loaded for one size, right for others."""
 
@@ -225,6 +229,7 @@ def test_no_regions(pass_runs):
             anew(Other(), on_no_regions="error")
 
 
+@pytest.mark.turn(0, 2)
 def test_graph_breaks():
     """Each graph is an entry of its own."""
 
@@ -244,6 +249,7 @@ def test_graph_breaks():
     assert [entry.ends_at for entry in second.explain().graphs] == [entry.ends_at for entry in first.explain().graphs]
 
 
+@pytest.mark.turn(0, 2)
 def test_what_cannot_be_stored_is_compiled_each_time(monkeypatch, pass_runs):
     def refuse(*_args: Any) -> bytes:
         raise NotImplementedError
@@ -256,6 +262,7 @@ def test_what_cannot_be_stored_is_compiled_each_time(monkeypatch, pass_runs):
     torch.testing.assert_close(again, expected, rtol=0, atol=0)
 
 
+@pytest.mark.turn(0, 2)
 def test_unsupported_torch(monkeypatch, pass_runs):
     monkeypatch.setattr(taylorseer_fx.cache, "_IS_SUPPORTED", False)
     anew()
@@ -264,6 +271,7 @@ def test_unsupported_torch(monkeypatch, pass_runs):
     assert len(pass_runs) == 2
 
 
+@pytest.mark.turn(1, 2)
 def test_a_damaged_entry_is_compiled_again(pass_runs):
     anew()
     entries = list((Path(cache_dir()) / "aotautograd").glob("*/*"))
@@ -275,6 +283,7 @@ def test_a_damaged_entry_is_compiled_again(pass_runs):
     assert len(pass_runs) == 2
 
 
+@pytest.mark.turn(0, 2)
 def test_an_entry_of_another_tag_is_not_taken(monkeypatch, pass_runs):
     """Should some torch leave our tag out of its key, what it finds there is not run."""
     anew(order=1)

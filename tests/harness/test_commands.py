@@ -53,6 +53,7 @@ def tiny(monkeypatch) -> str:
     return "tiny"
 
 
+@pytest.mark.turn(0, 3)
 def test_plan(tiny, capsys):
     assert cli.main(["plan", tiny, "--steps", "6", "--interval", "2", "--warmup", "1"]) == 0
     out = capsys.readouterr().out
@@ -62,6 +63,7 @@ def test_plan(tiny, capsys):
     assert "16.00 KiB" in out  # module, order 1: 2 x 4 features x 2 x 16 x 16 floats
 
 
+@pytest.mark.turn(1, 3)
 def test_plan_of_listed_steps(tiny, capsys):
     """A list for a shorter run goes on with its last gap, which is noted."""
     assert cli.main(["plan", tiny, "--steps", "8", "--full-steps", "0,1,3"]) == 0
@@ -70,6 +72,7 @@ def test_plan_of_listed_steps(tiny, capsys):
     assert "note: the run came to step 7, but full_steps ends at 3" in out
 
 
+@pytest.mark.turn(2, 3)
 def test_plan_counts_every_order_on_one_trace(tiny):
     """Buffers grow with the order, FLOPs don't; as ``plan`` counts each by itself."""
     found = plan_command.plan_model(tiny, plan_command.PlanSettings())

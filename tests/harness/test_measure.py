@@ -82,6 +82,7 @@ def test_same_recursion_same_result(dit):
     assert errors[0] > 1e-4
 
 
+@pytest.mark.turn(0, 2)
 def test_serial_guidance():
     """Two calls a step are one step, of two streams."""
     row = bench_of(WORKLOADS["tiny WanPipeline"]).measure(ours(1))
@@ -100,6 +101,7 @@ def test_cached_nothing(dit):
     assert idle[header.index("speed-up (min-max)")] == "-"
 
 
+@pytest.mark.turn(1, 2)
 def test_part_of_the_work(flux):
     """Attention alone, FLUX's default: steps that leave less out are told by their share."""
     row = flux.measure(TaylorSeerCache("default", compiled=False))
