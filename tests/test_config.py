@@ -1,13 +1,16 @@
 """Wrong arguments raise where they are given, naming the argument, what it may be, and what came."""
 
+import inspect
 import re
 from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from taylorseer_fx import ConfigError, TaylorSeerError, taylorseer_backend
+from taylorseer_fx import ConfigError, TaylorSeerError, plan, taylorseer_backend
 from taylorseer_fx.backend import taylorseer
 from taylorseer_fx.config import BackendConfig
 from taylorseer_fx.passes.storage import Selection
@@ -208,6 +211,34 @@ class TestOptionsByName:
     def test_mode_is_refused(self):
         with pytest.raises(ConfigError, match="mode must be left out, got 'max-autotune'"):
             taylorseer(None, [], mode="max-autotune")
+
+
+class TestDeclaredOnce:
+    """``BackendConfig`` declares the settings; whatever else lists them is checked against it."""
+
+    NAMES = tuple(field.name for field in fields(BackendConfig))
+
+    def test_the_function_takes_all_with_the_same_defaults(self):
+        parameters = inspect.signature(taylorseer_backend).parameters
+        assert sorted(parameters) == sorted(self.NAMES)
+        assert taylorseer_backend().config == BackendConfig()
+        for field in fields(BackendConfig):
+            assert field.name == "compiler_options" or parameters[field.name].default == field.default
+
+    def test_each_is_described(self):
+        readme = Path(__file__).parents[1].joinpath("README.md").read_text()
+        table = "".join(line.split("|")[1] for line in readme.splitlines() if line.startswith("| `"))
+        for name in self.NAMES:
+            assert f"\n        {name}: " in taylorseer_backend.__doc__
+            assert f"`{name}`" in table
+
+    def test_plan_takes_what_it_counts_by(self):
+        """All but how graphs are compiled and run; with the same defaults."""
+        not_counted = {"cuda_graphs", "compiler", "compiler_options", "on_no_regions", "disabled_passes"}
+        parameters = inspect.signature(plan).parameters
+        for name in self.NAMES:
+            assert (name in parameters) == (name not in not_counted)
+            assert name in not_counted or parameters[name].default == getattr(BackendConfig(), name)
 
 
 class TestStreamArguments:
