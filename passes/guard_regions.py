@@ -3,7 +3,7 @@
     before:  %F = ...region...(%live_ins)
              %out = add(mul(%gate, %F), %x)
 
-    after:   %F, %b0', %b1' = cond(%is_full, region_full, region_forecast, (%live_ins, %b0, %b1, %weights))
+    after:   %F, %b0', %b1' = cond(%is_full, region_full, region_forecast, (%live_ins, %b0, %b1, %coefficients))
              %out = add(mul(%gate, %F), %x)
              return %out, %b0', %b1'
 
@@ -50,7 +50,7 @@ cond = torch.ops.higher_order.cond
 class GuardedGraph:
     """A graph of guarded branches and how to call it.
 
-    Inputs: the ``num_inputs`` of the original graph, then ``is_full`` (bool scalar), ``weights`` ``[order + 1]``, where the
+    Inputs: the ``num_inputs`` of the original graph, then ``is_full`` (bool scalar), ``coefficients`` ``[order + 1]``, where the
     buffers are differences ``reciprocal_gaps`` ``[order]``, then the derivative buffers, order by order and within it feature by
     feature. Outputs: the ``num_outputs`` of the original graph, then the new value of every buffer.
     """
@@ -71,7 +71,7 @@ class GuardedGraph:
 
     @property
     def coefficients(self) -> list[fx.Node]:
-        """``weights``, and ``reciprocal_gaps`` where the buffers are differences."""
+        """``coefficients``, and ``reciprocal_gaps`` where the buffers are differences."""
         return self.placeholders[self.num_inputs + 1 : self.num_inputs + 1 + _num_coefficients(self.storage)]
 
     @property
@@ -128,7 +128,7 @@ class _Builder:
 
         with self.mode:
             self.is_full = placeholder(self.graph, "is_full", torch.empty((), dtype=torch.bool))
-            self.coefficients = [coefficients("weights", order + 1)]
+            self.coefficients = [coefficients("coefficients", order + 1)]
             if self.storage.keeps_differences:
                 self.coefficients.append(coefficients("reciprocal_gaps", order))
             by_order = [buffers(i) for i in range(order + 1)]

@@ -1,15 +1,15 @@
 """The numerics as graph nodes: the Taylor polynomial of a forecast step and the update of the buffers in a full step.
 
-    forecast           F     = sum_i weights[i] * B_i
+    forecast           F     = sum_i coefficients[i] * B_i
 
     snapshots          B_0'   = F,  B_(i+1)' = B_i                     the buffers only change places: one is written, none read
     differences        B_0'   = F,  B_(i+1)' = (B_i' - B_i) * reciprocal_gaps[i]
 
 Both are linear in the buffers, so the coefficients are data: one graph serves every step, interval and gap, and an order that
-is not formed yet has coefficient zero. With snapshots the weights say what the recursion would make of them
-(``runtime/weights.py``). Differences are small, so they can be kept in eight bits; then the update is the recursion itself. Sums
-accumulate in float32 (float64 under a float64 feature) whatever the buffers' dtype. (TaylorSeer, arXiv 2503.06923, equations 3
-and 6, as its official code computes them.)
+is not formed yet has coefficient zero. With snapshots the coefficients say what the recursion would make of them
+(``runtime/coefficients.py``). Differences are small, so they can be kept in eight bits; then the update is the recursion
+itself. Sums accumulate in float32 (float64 under a float64 feature) whatever the buffers' dtype. (TaylorSeer, arXiv 2503.06923,
+equations 3 and 6, as its official code computes them.)
 """
 
 from collections.abc import Sequence
@@ -27,12 +27,12 @@ def accumulation_dtype(feature: torch.dtype) -> torch.dtype:
     return torch.promote_types(feature, torch.float32)
 
 
-def emit_polynomial(emit: Emit, buffers: Sequence[fx.Node], weights: fx.Node, wide: torch.dtype) -> fx.Node:
-    """``sum_i weights[i] * buffers[i]`` as a tensor of the dtype ``wide``."""
+def emit_polynomial(emit: Emit, buffers: Sequence[fx.Node], coefficients: fx.Node, wide: torch.dtype) -> fx.Node:
+    """``sum_i coefficients[i] * buffers[i]`` as a tensor of the dtype ``wide``."""
     total: fx.Node | None = None
     for i, buffer in enumerate(buffers):
-        weight = cast(emit, emit(aten.select.int, weights, 0, i), wide)
-        term = emit(aten.mul.Tensor, cast(emit, buffer, wide), weight)
+        coefficient = cast(emit, emit(aten.select.int, coefficients, 0, i), wide)
+        term = emit(aten.mul.Tensor, cast(emit, buffer, wide), coefficient)
         total = term if total is None else emit(aten.add.Tensor, total, term)
     assert total is not None, "a feature has at least the buffer of order 0"
     return total

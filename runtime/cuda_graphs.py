@@ -24,7 +24,7 @@ compared in every call; the logger ``taylorseer_fx`` at DEBUG (``TORCH_LOGS="+ta
 and checks at every replay shapes, strides and dtypes of the static inputs and that staging memory is where it was.
 
 Snapshots take turns, so each buffer's role moves by one place after a full step, and ``order + 1`` captures of each kind serve
-a stream. The alternative is one forecast capture that reads the buffers in fixed places with the weights permuted. It would add
+a stream. The alternative is one forecast capture that reads the buffers in fixed places, with the coefficients permuted. It adds
 in another order after each turn: the same step of the next generation would round otherwise, and a forecast with CUDA graphs
 otherwise than one without. And the full step needs its captures anyway, unless the newest snapshot were copied about. What the
 captures cost is the time to make them; their memory is that of the largest, since each allocates from what the one before left

@@ -14,11 +14,11 @@ from torch import Tensor
 from taylorseer_fx.passes.steps import StepKind
 from taylorseer_fx.runtime.buffers import Argument, BufferLayout
 from taylorseer_fx.runtime.calls import CompiledVariant, GraphInfo
+from taylorseer_fx.runtime.coefficients import DifferenceHistory, Row, SnapshotHistory
 from taylorseer_fx.runtime.graph_api import is_capturing, stream_reader
 from taylorseer_fx.runtime.state import Runtime, StreamState
 from taylorseer_fx.runtime.streams import MAX_STREAMS
 from taylorseer_fx.runtime.ticks import Role, Tick
-from taylorseer_fx.runtime.weights import DifferenceHistory, Row, SnapshotHistory
 
 
 class Observer:
@@ -93,14 +93,14 @@ class Dispatcher:
 
     def _forecast(self, step: int, state: StreamState, args: list[Argument]) -> Sequence[Any]:
         runtime = self._runtime
-        weights = state.history.weights(step - state.last_full)
+        coefficients = state.history.forecast_coefficients(step - state.last_full)
         runtime.counters.calls[StepKind.FORECAST] += 1
-        return self._run(self._forecast_variant, args, (weights, ()), state)
+        return self._run(self._forecast_variant, args, (coefficients, ()), state)
 
     def _run(
         self, variant: CompiledVariant, args: list[Argument], coefficients: tuple[Row | None, Row], state: StreamState
     ) -> Sequence[Any]:
-        """``coefficients``: weights and reciprocal gaps, as far as this kind of step is given them."""
+        """``coefficients``: of the polynomial, and reciprocal gaps, as far as this kind of step is given them."""
         tensors = [self._tensor(row) if row else None for row in coefficients[: self._num_coefficients]]
         inputs = list(variant.pick((*args, *tensors, *state.buffers)))
         args.clear()

@@ -11,12 +11,12 @@ from taylorseer_fx.passes.steps import StepKind
 from taylorseer_fx.passes.storage import Storage
 from taylorseer_fx.runtime.buffers import num_bytes
 from taylorseer_fx.runtime.clock import Clock
+from taylorseer_fx.runtime.coefficients import History
 from taylorseer_fx.runtime.cuda_graphs import CudaGraphs
 from taylorseer_fx.runtime.graph_api import GraphApi
 from taylorseer_fx.runtime.schedule import Schedule
 from taylorseer_fx.runtime.scope import ScopeVariable
 from taylorseer_fx.runtime.ticks import Role, StreamKey, Tick
-from taylorseer_fx.runtime.weights import History
 
 
 @dataclass

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from taylorseer_fx import TaylorSeerBackend, taylorseer_backend
 from taylorseer_fx.passes.guard_regions import cond
+from taylorseer_fx.runtime.coefficients import SnapshotHistory
 from taylorseer_fx.runtime.dispatch import Dispatcher
-from taylorseer_fx.runtime.weights import SnapshotHistory
 from tests.reference import HookReference
 from tests.turns import in_turns
 from tests.zoo import MODELS, ZooModel, dit, flux, sd3, tiny, tiny_inputs
@@ -224,7 +224,7 @@ def test_guarded_graph(monkeypatch, name, order):
             buffers = [torch.zeros(node.meta["val"].shape, dtype=node.meta["val"].dtype) for node in inputs]
         full, gap = reference.is_full(step), step - last_full
         history = history.after_full(step, max(gap, 1), 2) if full else history
-        weights = torch.tensor(history.weights(0 if full else gap), dtype=torch.float64)
+        weights = torch.tensor(history.forecast_coefficients(0 if full else gap), dtype=torch.float64)
         results = gm(*record.arguments, torch.tensor(full), weights, *buffers)
         outputs, buffers = results[: len(record.outputs)], list(results[len(record.outputs) :])
         assert 0 < len(buffers) <= zoo.num_features * (order + 1)
@@ -352,7 +352,7 @@ def test_float8_overflow(dtype, largest):
 def buffer_nodes(backend: TaylorSeerBackend) -> list[torch.fx.Node]:
     """The derivative buffers among the inputs of the guarded graph: everything behind the coefficients."""
     inputs = backend.explain().graph("guarded").graph.find_nodes(op="placeholder")
-    last = max(i for i, node in enumerate(inputs) if node.name in ("weights", "reciprocal_gaps"))
+    last = max(i for i, node in enumerate(inputs) if node.name in ("coefficients", "reciprocal_gaps"))
     return inputs[last + 1 :]
 
 

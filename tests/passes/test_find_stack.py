@@ -371,12 +371,12 @@ class TestSnapshots(TestCase):
 %arg2_1 : float32[4]
 %arg3_1 : float32[4, 4]
 %is_full : bool[]
-%weights : float32[2]
+%coefficients : float32[2]
 %feature0_b0 : float32[3, 4]
 %feature0_b1 : float32[3, 4]
 %region0_full = attribute region0_full
 %region0_forecast = attribute region0_forecast
-%cond = cond(%is_full, %region0_full, %region0_forecast, (%arg0_1, %arg1_1, %arg2_1, %arg3_1, %feature0_b0, %feature0_b1, %weights)) : tuple
+%cond = cond(%is_full, %region0_full, %region0_forecast, (%arg0_1, %arg1_1, %arg2_1, %arg3_1, %feature0_b0, %feature0_b1, %coefficients)) : tuple
 %getitem = getitem(%cond, 0) : float32[3, 4]
 %getitem1 = getitem(%cond, 1) : float32[3, 4]
 %getitem2 = getitem(%cond, 2) : float32[3, 4]
@@ -389,7 +389,7 @@ region0_full:
 %arg3_1_ : float32[4, 4]
 %feature0_b0_ : float32[3, 4]
 %feature0_b1_ : float32[3, 4]
-%weights_ : float32[2]
+%coefficients_ : float32[2]
 %permute = permute(%arg0_1_, [1, 0]) : float32[4, 4]
 %mm = mm(%arg1_1_, %permute) : float32[3, 4]
 %mul = mul(%arg2_1_, %mm) : float32[3, 4]
@@ -408,10 +408,10 @@ region0_forecast:
 %arg3_1_ : float32[4, 4]
 %feature0_b0_ : float32[3, 4]
 %feature0_b1_ : float32[3, 4]
-%weights_ : float32[2]
-%select = select(%weights_, 0, 0) : float32[]
+%coefficients_ : float32[2]
+%select = select(%coefficients_, 0, 0) : float32[]
 %mul = mul(%feature0_b0_, %select) : float32[3, 4]
-%select1 = select(%weights_, 0, 1) : float32[]
+%select1 = select(%coefficients_, 0, 1) : float32[]
 %mul1 = mul(%feature0_b1_, %select1) : float32[3, 4]
 %add = add(%mul, %mul1) : float32[3, 4]
 %add1 = add(%add, %arg1_1_) : float32[3, 4]

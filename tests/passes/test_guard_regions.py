@@ -32,14 +32,14 @@ class TestSnapshots(TestCase):
 %arg2_1 : float32[4]
 %arg3_1 : float32[4, 4]
 %is_full : bool[]
-%weights : float32[2]
+%coefficients : float32[2]
 %feature0_b0 : float32[3, 4]
 %feature1_b0 : float32[3, 4]
 %feature0_b1 : float32[3, 4]
 %feature1_b1 : float32[3, 4]
 %region0_full = attribute region0_full
 %region0_forecast = attribute region0_forecast
-%cond = cond(%is_full, %region0_full, %region0_forecast, (%arg0_1, %arg1_1, %feature0_b0, %feature0_b1, %weights)) : tuple
+%cond = cond(%is_full, %region0_full, %region0_forecast, (%arg0_1, %arg1_1, %feature0_b0, %feature0_b1, %coefficients)) : tuple
 %getitem = getitem(%cond, 0) : float32[3, 4]
 %getitem1 = getitem(%cond, 1) : float32[3, 4]
 %getitem2 = getitem(%cond, 2) : float32[3, 4]
@@ -47,7 +47,7 @@ class TestSnapshots(TestCase):
 %add = add(%arg1_1, %mul) : float32[3, 4]
 %region1_full = attribute region1_full
 %region1_forecast = attribute region1_forecast
-%cond1 = cond(%is_full, %region1_full, %region1_forecast, (%arg3_1, %add, %feature1_b0, %feature1_b1, %weights)) : tuple
+%cond1 = cond(%is_full, %region1_full, %region1_forecast, (%arg3_1, %add, %feature1_b0, %feature1_b1, %coefficients)) : tuple
 %getitem3 = getitem(%cond1, 0) : float32[3, 4]
 %getitem4 = getitem(%cond1, 1) : float32[3, 4]
 %getitem5 = getitem(%cond1, 2) : float32[3, 4]
@@ -66,7 +66,7 @@ return (%add1, %getitem1, %getitem4, %getitem2, %getitem5)""",
 %arg1_1_ : float32[3, 4]
 %feature0_b0_ : float32[3, 4]
 %feature0_b1_ : float32[3, 4]
-%weights_ : float32[2]
+%coefficients_ : float32[2]
 %permute = permute(%arg0_1_, [1, 0]) : float32[4, 4]
 %mm = mm(%arg1_1_, %permute) : float32[3, 4]
 return (%mm, %mm, %feature0_b0_)""",
@@ -82,10 +82,10 @@ return (%mm, %mm, %feature0_b0_)""",
 %arg1_1_ : float32[3, 4]
 %feature0_b0_ : float32[3, 4]
 %feature0_b1_ : float32[3, 4]
-%weights_ : float32[2]
-%select = select(%weights_, 0, 0) : float32[]
+%coefficients_ : float32[2]
+%select = select(%coefficients_, 0, 0) : float32[]
 %mul = mul(%feature0_b0_, %select) : float32[3, 4]
-%select1 = select(%weights_, 0, 1) : float32[]
+%select1 = select(%coefficients_, 0, 1) : float32[]
 %mul1 = mul(%feature0_b1_, %select1) : float32[3, 4]
 %add = add(%mul, %mul1) : float32[3, 4]
 return (%add, %feature0_b0_, %feature0_b1_)""",
@@ -101,7 +101,7 @@ return (%add, %feature0_b0_, %feature0_b1_)""",
 %arg1_1_ : float32[3, 4]
 %feature0_b0_ : float32[3, 4]
 %feature0_b1_ : float8_e5m2[3, 4]
-%weights_ : float32[2]
+%coefficients_ : float32[2]
 %reciprocal_gaps_ : float32[1]
 %permute = permute(%arg0_1_, [1, 0]) : float32[4, 4]
 %mm = mm(%arg1_1_, %permute) : float32[3, 4]
@@ -125,7 +125,7 @@ return (%mm, %mm, %convert_element_type)""",
 %arg1_1_ : bfloat16[3, 4]
 %feature0_b0_ : bfloat16[3, 4]
 %feature0_b1_ : bfloat16[3, 4]
-%weights_ : float32[2]
+%coefficients_ : float32[2]
 %permute = permute(%arg0_1_, [1, 0]) : bfloat16[4, 4]
 %mm = mm(%arg1_1_, %permute) : bfloat16[3, 4]
 return (%mm, %mm, %feature0_b0_)
@@ -134,11 +134,11 @@ return (%mm, %mm, %feature0_b0_)
 %arg1_1_ : bfloat16[3, 4]
 %feature0_b0_ : bfloat16[3, 4]
 %feature0_b1_ : bfloat16[3, 4]
-%weights_ : float32[2]
-%select = select(%weights_, 0, 0) : float32[]
+%coefficients_ : float32[2]
+%select = select(%coefficients_, 0, 0) : float32[]
 %convert_element_type = convert_element_type(%feature0_b0_, float32) : float32[3, 4]
 %mul = mul(%convert_element_type, %select) : float32[3, 4]
-%select1 = select(%weights_, 0, 1) : float32[]
+%select1 = select(%coefficients_, 0, 1) : float32[]
 %convert_element_type1 = convert_element_type(%feature0_b1_, float32) : float32[3, 4]
 %mul1 = mul(%convert_element_type1, %select1) : float32[3, 4]
 %add = add(%mul, %mul1) : float32[3, 4]
@@ -170,7 +170,7 @@ class TestApplied:
         assert guarded.num_outputs == 1
         assert guarded.is_full.meta["val"].dtype == torch.bool
         assert guarded.is_full.meta["val"].shape == ()
-        assert [(node.name, tuple(node.meta["val"].shape)) for node in guarded.coefficients] == [("weights", (order + 1,))]
+        assert [(node.name, tuple(node.meta["val"].shape)) for node in guarded.coefficients] == [("coefficients", (order + 1,))]
         assert [node.name for node in guarded.buffers] == [f"feature{f}_b{i}" for i in range(order + 1) for f in range(2)]
         assert {tuple(node.meta["val"].shape) for node in guarded.buffers} == {(3, 4)}
         results = guarded.gm.graph.output_node().args[0]
@@ -184,7 +184,7 @@ class TestApplied:
         model, args = two_layers(torch.bfloat16)
         guarded = guard(model, *args, order=order, dtype=dtype)
         names = [(node.name, tuple(node.meta["val"].shape)) for node in guarded.coefficients]
-        assert names == [("weights", (order + 1,)), ("reciprocal_gaps", (order,))]
+        assert names == [("coefficients", (order + 1,)), ("reciprocal_gaps", (order,))]
         assert [node.name for node in guarded.buffers] == [f"feature{f}_b{i}" for i in range(order + 1) for f in range(2)]
         assert [node.meta["val"].dtype for node in guarded.buffers] == [torch.bfloat16] * 2 + [dtype] * 2 * order
 

@@ -26,8 +26,8 @@ class History(Protocol):
         """What the graph of the full step that led here is given; empty where it needs nothing."""
         ...
 
-    def weights(self, distance: int) -> Row:
-        """The weight of each buffer in a forecast, ``distance`` steps after the last full step."""
+    def forecast_coefficients(self, distance: int) -> Row:
+        """The coefficient of each buffer in a forecast, ``distance`` steps after the last full step."""
         ...
 
 
@@ -45,8 +45,8 @@ class DifferenceHistory:
         """``1 / gap`` for each difference that the full step formed, zero for the others."""
         return tuple(1.0 / gap if i < self.formed else 0.0 for i in range(self.order))
 
-    def weights(self, distance: int) -> Row:
-        return taylor_weights(self.order, self.formed, distance)
+    def forecast_coefficients(self, distance: int) -> Row:
+        return taylor_coefficients(self.order, self.formed, distance)
 
 
 @dataclass(frozen=True)
@@ -67,8 +67,8 @@ class SnapshotHistory:
     def update_coefficients(self, gap: int) -> Row:  # noqa: ARG002
         return ()
 
-    def weights(self, distance: int) -> Row:
-        terms = taylor_weights(self.order, len(self.rows) - 1, distance)
+    def forecast_coefficients(self, distance: int) -> Row:
+        terms = taylor_coefficients(self.order, len(self.rows) - 1, distance)
         columns = zip(*self.rows, strict=True)
         return tuple(sum(term * value for term, value in zip(terms, column, strict=False)) for column in columns)
 
@@ -81,6 +81,6 @@ def formed_after(formed: int, step: int, warmup: int, order: int) -> int:
     return min(formed + 1, order) if step > warmup - 2 else 0
 
 
-def taylor_weights(order: int, formed: int, distance: int) -> Row:
+def taylor_coefficients(order: int, formed: int, distance: int) -> Row:
     """``distance**i / i!`` for each order that exists, zero for the others; ``order + 1`` numbers."""
     return tuple(distance**i / factorial(i) if i <= formed else 0.0 for i in range(order + 1))

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from taylorseer_fx.runtime.coefficients import DifferenceHistory, SnapshotHistory, formed_after, taylor_coefficients
 from taylorseer_fx.runtime.schedule import Schedule
-from taylorseer_fx.runtime.weights import DifferenceHistory, SnapshotHistory, formed_after, taylor_weights
 
 ORDERS = st.integers(0, 4)
 
@@ -46,25 +46,25 @@ def simulate(signal, schedule: Schedule, order: int, num_steps: int) -> list[Ste
             terms = zip(range(formed + 1), differences, strict=False)
             value = sum((step - last) ** i / factorial(i) * difference for i, difference in terms)
             for history, buffers in zip(histories, (differences, snapshots), strict=True):
-                weights = history.weights(step - last)
-                assert len(weights) == order + 1
-                size = sum(abs(w * b) for w, b in zip(weights, buffers, strict=True))
-                assert dot(weights, buffers) == pytest.approx(value, abs=1e-9 * max(size, 1.0))
+                coefficients = history.forecast_coefficients(step - last)
+                assert len(coefficients) == order + 1
+                size = sum(abs(w * b) for w, b in zip(coefficients, buffers, strict=True))
+                assert dot(coefficients, buffers) == pytest.approx(value, abs=1e-9 * max(size, 1.0))
             steps.append(Step(value, formed))
     return steps
 
 
-def dot(weights, buffers) -> float:
-    return sum(weight * buffer for weight, buffer in zip(weights, buffers, strict=True))
+def dot(coefficients, buffers) -> float:
+    return sum(weight * buffer for weight, buffer in zip(coefficients, buffers, strict=True))
 
 
 class TestWeights:
     @given(ORDERS, st.integers(-1, 4), st.integers(1, 50))
     def test_published_formula(self, order, formed, distance):
         """k**i / i! for the orders that exist, zero for the others."""
-        weights = taylor_weights(order, min(formed, order), distance)
-        assert len(weights) == order + 1
-        assert weights == tuple(distance**i / factorial(i) if i <= min(formed, order) else 0.0 for i in range(order + 1))
+        coefficients = taylor_coefficients(order, min(formed, order), distance)
+        assert len(coefficients) == order + 1
+        assert coefficients == tuple(distance**i / factorial(i) if i <= min(formed, order) else 0.0 for i in range(order + 1))
 
     @pytest.mark.parametrize(
         ("order", "formed", "distance", "expected"),
@@ -80,11 +80,11 @@ class TestWeights:
         ],
     )
     def test_values(self, order, formed, distance, expected):
-        assert taylor_weights(order, formed, distance) == pytest.approx(expected, abs=0)
+        assert taylor_coefficients(order, formed, distance) == pytest.approx(expected, abs=0)
 
     @given(ORDERS, st.integers(0, 4))
     def test_at_distance_zero_the_feature_itself(self, order, formed):
-        assert taylor_weights(order, min(formed, order), 0) == (1.0, *[0.0] * order)
+        assert taylor_coefficients(order, min(formed, order), 0) == (1.0, *[0.0] * order)
 
 
 class TestSnapshots:
@@ -95,16 +95,16 @@ class TestSnapshots:
         for gap in gaps:
             step += gap
             history = history.after_full(step, gap, warmup)
-        weights = history.weights(distance)
-        assert sum(weights) == pytest.approx(1, abs=1e-9 * max(map(abs, weights)))
+        coefficients = history.forecast_coefficients(distance)
+        assert sum(coefficients) == pytest.approx(1, abs=1e-9 * max(map(abs, coefficients)))
 
     def test_a_line_through_two(self):
         """Order 1, gap 5, two steps on: the newest and two fifths of what it rose by."""
         history = SnapshotHistory(1).after_full(0, 1, 1).after_full(5, 5, 1)
-        assert history.weights(2) == pytest.approx((1.4, -0.4))
+        assert history.forecast_coefficients(2) == pytest.approx((1.4, -0.4))
 
     def test_what_is_not_formed_has_no_weight(self):
-        assert SnapshotHistory(2).after_full(0, 1, 3).after_full(1, 1, 3).weights(4) == (1.0, 0.0, 0.0)
+        assert SnapshotHistory(2).after_full(0, 1, 3).after_full(1, 1, 3).forecast_coefficients(4) == (1.0, 0.0, 0.0)
 
 
 SIGNALS = st.lists(st.floats(-100, 100), min_size=40, max_size=40)
@@ -129,18 +129,18 @@ class TestHistories:
         for step in schedule.full_steps_of(40):
             history, last = history.after_full(step, max(step - last, 1), schedule.warmup_steps), step
             formed = len(history.rows) - 1
-            weights = history.weights(3)
-            assert len(weights) == order + 1
-            assert not any(weights[formed + 1 :])
-            assert weights[formed] != 0
+            coefficients = history.forecast_coefficients(3)
+            assert len(coefficients) == order + 1
+            assert not any(coefficients[formed + 1 :])
+            assert coefficients[formed] != 0
 
     @pytest.mark.parametrize("history", [DifferenceHistory(2), SnapshotHistory(2)])
     def test_immutable(self, history):
         """A failed step leaves the history as it was."""
         before = history.after_full(0, 1, 1)
-        weights = before.weights(2)
+        coefficients = before.forecast_coefficients(2)
         before.after_full(5, 5, 1)
-        assert before.weights(2) == weights
+        assert before.forecast_coefficients(2) == coefficients
 
 
 class TestStartUp:
