@@ -24,7 +24,7 @@ def failure_report(name: str, error: Exception, price: str) -> str:
     return (
         f"the pass {name!r} failed and was left out: {price}, and the results are right all the same. Please report this line: "
         f"{type(error).__name__}: {error} (in {_where(error)}; {versions}). "
-        'TORCH_LOGS="+taylorseer_fx" prints the graph and where the error came from.'
+        'TORCH_LOGS="+taylorseer_fx" prints where the error came from.'
     )
 
 

@@ -14,7 +14,7 @@ from taylorseer_fx.passes.steps import OPTIONAL
 from taylorseer_fx.passes.storage import FLOAT8, Selection, Storage
 from taylorseer_fx.runtime.schedule import Schedule
 
-NOT_IN_CODE = {"in_code": False}  # of a field that makes no difference to the code of a graph
+NOT_IN_KEY = {"in_key": False}  # of a field that makes no difference to the code of a graph, or is in torch's own key
 MAX_ORDER = 4  # the highest that the paper evaluates; the noise of a difference doubles with every order
 GRANULARITIES = ("module", "stack")
 COMPILERS = ("inductor", "eager")
@@ -23,20 +23,18 @@ BUFFER_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16, *F
 
 @dataclass(frozen=True)
 class BackendConfig:
-    """What ``taylorseer_backend`` takes; see there. What makes no difference to the code of a graph is marked, and all else is
-    part of the cache's key.
-    """
+    """What ``taylorseer_backend`` takes; see there. Fields that are not marked otherwise are part of the cache's key."""
 
     order: int = 1
-    interval: int = field(default=5, metadata=NOT_IN_CODE)
-    warmup: int = field(default=3, metadata=NOT_IN_CODE)
-    full_steps: tuple[int, ...] | None = field(default=None, metadata=NOT_IN_CODE)
+    interval: int = field(default=5, metadata=NOT_IN_KEY)
+    warmup: int = field(default=3, metadata=NOT_IN_KEY)
+    full_steps: tuple[int, ...] | None = field(default=None, metadata=NOT_IN_KEY)
     granularity: str = "module"
     buffer_dtype: torch.dtype | None = None
     memory_budget: int | None = None
-    cuda_graphs: bool | None = field(default=None, metadata=NOT_IN_CODE)
+    cuda_graphs: bool | None = field(default=None, metadata=NOT_IN_KEY)
     compiler: str = "inductor"
-    compiler_options: Mapping[str, Any] = field(default_factory=dict)
+    compiler_options: Mapping[str, Any] = field(default_factory=dict, metadata=NOT_IN_KEY)
     on_no_regions: str = "error"
     disabled_passes: tuple[str, ...] = ()
 
@@ -81,7 +79,7 @@ class BackendConfig:
     @property
     def key(self) -> tuple[tuple[str, str], ...]:
         """All that the code of a graph depends on, or that is said while it is compiled, by name."""
-        return tuple((f.name, str(getattr(self, f.name))) for f in fields(self) if f.metadata != NOT_IN_CODE)
+        return tuple((f.name, str(getattr(self, f.name))) for f in fields(self) if f.metadata != NOT_IN_KEY)
 
     @property
     def selection(self) -> Selection:

@@ -4,7 +4,6 @@ FOLDER/report.txt    versions, settings, the error if there was one, and the gra
 FOLDER/passes.pkl    the same for ``python -m taylorseer_fx.replay FOLDER``
 """
 
-import logging
 import pickle
 import platform
 import tempfile
@@ -18,8 +17,6 @@ from torch import fx
 from taylorseer_fx.errors import ConfigError
 from taylorseer_fx.remade import StoredPasses
 from taylorseer_fx.version import __version__
-
-log = logging.getLogger(__name__)
 
 REPORT, PASSES = "report.txt", "passes.pkl"
 
@@ -43,8 +40,7 @@ def saved_after(error: BaseException, traced: fx.GraphModule, arguments: Mapping
         folder = Path(tempfile.mkdtemp(prefix="taylorseer_fx_"))
         can_run = save(folder, traced, arguments, error)
     except Exception as failure:  # the error at hand must not be lost over a report of it
-        log.info("no report was saved: %s", failure)
-        return "No report could be saved."
+        return f"No report of it could be saved: {type(failure).__name__}: {failure}."
     how = f"; python -m taylorseer_fx.replay {folder} runs the passes again" if can_run else ""
     return f"The graph, without weights, is in {folder}{how}. Please send that folder with your report."
 

@@ -109,4 +109,4 @@ class TestFailingPass:
     def test_where_nothing_can_be_written(self, monkeypatch, tmp_path):
         message = self.failed(monkeypatch, tmp_path / "missing")
         assert "'guard_regions' failed: no such luck" in message
-        assert "No report could be saved." in message
+        assert "No report of it could be saved: FileNotFoundError: " in message

@@ -106,18 +106,23 @@ def test_other_settings_miss():
 
 
 def test_what_the_tag_depends_on():
-    """Every setting but those of the schedule and of capturing, and where a graph comes from; uncompiled ones are not stored."""
+    """Every setting but schedule, capturing, and what torch's key has; and where a graph comes from. Uncompiled: not stored."""
     gm = fx.symbolic_trace(nn.ReLU())
     others: dict[str, Any] = {
         "order": 2,
         "buffer_dtype": torch.bfloat16,
         "granularity": "stack",
         "memory_budget": 1,
-        "compiler_options": {"epilogue_fusion": False},
         "on_no_regions": "warn",
         "disabled_passes": ["narrow"],
     }
-    the_same: dict[str, Any] = {"interval": 2, "warmup": 1, "full_steps": [0, 3], "cuda_graphs": False}
+    the_same: dict[str, Any] = {
+        "interval": 2,
+        "warmup": 1,
+        "full_steps": [0, 3],
+        "cuda_graphs": False,
+        "compiler_options": {"epilogue_fusion": False},
+    }
     assert {field.name for field in fields(BackendConfig)} == {*others, *the_same, "compiler"}
     settings = [{}, *({name: value} for name, value in others.items())]
     tags = [taylorseer_fx.cache.cache_tag(gm, BackendConfig(**given)) for given in settings]
