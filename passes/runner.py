@@ -21,6 +21,7 @@ from torch import fx
 from taylorseer_fx.compat import dynamo_timed, trace_structured
 from taylorseer_fx.errors import PassError
 from taylorseer_fx.passes.failures import failure_report
+from taylorseer_fx.passes.ops import any_overload
 from taylorseer_fx.passes.steps import OPTIONAL, StepKind
 from taylorseer_fx.passes.verify import Verifier
 
@@ -155,8 +156,8 @@ def _ops(graph: fx.Graph) -> Counter[str]:
 
 
 def _op_name(node: fx.Node) -> str:
-    target = getattr(node.target, "overloadpacket", node.target)
-    return str(getattr(target, "__name__", target))
+    operator = any_overload(node)
+    return str(getattr(operator, "__name__", operator))
 
 
 def count_ops(graph: fx.Graph) -> int:
