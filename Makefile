@@ -3,7 +3,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PYTHON ?= python3.11
 
-.PHONY: demo test lint types bench benchmarks wheel clean
+.PHONY: demo test lint types bench benchmarks wheel matrix clean
 
 demo: $(VENV)/installed
 	$(BIN)/taylorseer-fx demo
@@ -37,5 +37,18 @@ $(VENV)/peers: $(VENV)/installed
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,peers]'
 	touch $@
 
+# Every torch that pyproject.toml allows, each in an environment of its own: all tests but those of Inductor and of wide tables.
+MATRIX := 2.11.0 2.12.1 2.13.0
+FAST   := -m 'not inductor' --ignore tests/models --ignore tests/pipelines --ignore tests/composition --ignore tests/harness
+
+matrix: $(MATRIX:%=$(VENV)-torch-%/installed)
+	for torch in $(MATRIX); do $(VENV)-torch-$$torch/bin/pytest -n auto --dist worksteal -p no:benchmark -q $(FAST) || exit 1; done
+
+$(VENV)-torch-%/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(@D)
+	sed 's/^torch==.*/torch==$*/' constraints.txt > $(@D)/constraints.txt
+	$(@D)/bin/pip install --quiet --constraint $(@D)/constraints.txt --editable '.[dev]'
+	touch $@
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(VENV)-torch-* build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

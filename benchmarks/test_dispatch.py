@@ -51,7 +51,7 @@ def test_dispatch_graphed_flux_sized(benchmark: BenchmarkFixture) -> None:
     layout = BufferLayout.of([template] * (NUM_FEATURES * (ORDER + 1)), [template] * (NUM_WEIGHTS + NUM_INPUTS))
     runtime = Runtime(Schedule(), Storage(ORDER), lambda *_: None)
     runtime.capture_with(NoGraphs())
-    assert runtime.graphs is not None
+    assert runtime.cuda_graphs is not None
     every_input = NUM_WEIGHTS + NUM_INPUTS
     others = (*range(NUM_WEIGHTS, every_input), every_input)  # the coefficients come after the inputs
     variants = {}
@@ -61,8 +61,8 @@ def test_dispatch_graphed_flux_sized(benchmark: BenchmarkFixture) -> None:
         moving = [i for i, position in enumerate(kept) if position in others]
         static = tuple(i for i in range(len(kept)) if i not in moving)
         plan = CapturePlan(static, tuple(moving), torch.device("cpu"))
-        graphed = runtime.graphs.wrap(kind.value, lambda inputs: [inputs[-1] * 1], plan)
-        variants[kind] = CompiledVariant(_nothing, picker(kept), graphed)
+        captured = runtime.cuda_graphs.wrap(kind.value, lambda inputs: [inputs[-1] * 1], plan)
+        variants[kind] = CompiledVariant(_nothing, picker(kept), captured)
     time_input = every_input - 1
     dispatcher = Dispatcher(runtime, GraphInfo(0, 0, (time_input,)), variants, layout, torch.float32)
     timesteps = [torch.full((2,), 1000 - 20 * step) for step in range(NUM_STEPS)]
@@ -75,7 +75,7 @@ def test_dispatch_graphed_flux_sized(benchmark: BenchmarkFixture) -> None:
     generation()
     generation()
     benchmark(generation)
-    assert runtime.graphs.num_captures == 2 * (ORDER + 1)
+    assert runtime.cuda_graphs.num_captures == 2 * (ORDER + 1)
     num_static = NUM_WEIGHTS // 3 + NUM_FEATURES * (ORDER + 1)  # of a forecast step
     tensors = [torch.empty(1) for _ in range(num_static)]
     addresses, positions = [tensor.data_ptr() for tensor in tensors], list(range(num_static))

@@ -3,17 +3,17 @@
     %v = add(mlp(%v), %v)          %v from the time alone: a modulation network        CONDITIONING
     %s = add(conv(%s), %s)         on the sample, before the blocks                    RIM
     %x = add(attention(%x), %x)    the blocks                                          a feature
-    %x = add(mm(%control), %x)     a state of another stream is brought in             BROUGHT_IN
+    %x = add(mm(%control), %x)     a state of another residual stream is brought in    BROUGHT_IN
     %o = add(conv(%o), %o)         on the output, behind the blocks                    RIM
 
-A stream is *conditioning* where it holds no attention, is not the one with the most work, and all that its branches read are
-numbers (a time, a scale, a label: inputs that meet no product before they became waves) and vectors that no stream of tokens
-starts from. What depends on no number is the same in every step, so that its forecast is exact.
+A residual stream is *conditioning* where it holds no attention, is not the one with the most work, and all that its branches read
+are numbers (a time, a scale, a label: inputs that meet no product before they became waves) and vectors that no residual stream
+of tokens starts from. What depends on no number is the same in every step, so that its forecast is exact.
 
 A branch is *plain* where it is no attention and has no hidden layer: it is one product, or convolutions that keep the number of
-channels. A plain branch alone on its side of the blocks is left out; not so where its like comes again in its stream (the
-convolution of every block), where it is a layer on the tokens of the blocks themselves, nor where the model has no other branches
-(it consists of convolutions).
+channels. A plain branch alone on its side of the blocks is left out; not so where its like comes again in its residual stream
+(the convolution of every block), where it is a layer on the tokens of the blocks themselves, nor where the model has no other
+branches (it consists of convolutions).
 """
 
 from collections.abc import Iterable, Iterator
@@ -41,7 +41,7 @@ def find_outsiders(graph: fx.Graph, found: tuple[Feature, ...], parameters: Iter
 
 
 def find_outsiders_of_stack(graph: fx.Graph, found: tuple[Feature, ...], parameters: Iterable[fx.Node]) -> Outsiders:
-    """The same where the sums from entry to exit are one feature: another stream may come in, a lone last sum is out."""
+    """The same where the sums from entry to exit are one feature: another residual stream may come in, a lone last sum is out."""
     parameters = set(parameters)
     outsiders = {
         f: entry for f, entry in find_outsiders(graph, found, parameters).items() if entry.reason is not Reason.BROUGHT_IN
@@ -51,12 +51,12 @@ def find_outsiders_of_stack(graph: fx.Graph, found: tuple[Feature, ...], paramet
 
 
 def _lone_tails(graph: fx.Graph, branches: Branches) -> Outsiders:
-    """MLPs alone in a stream that a product made from the end of a longer one, and read by no later sum."""
+    """MLPs alone in a residual stream that a product made from the end of a longer one, and read by no later sum."""
     sums = {feature.residual.add for feature in branches.found}
     live = live_nodes(graph, cut=sums)
-    long = [feature for features in branches.streams.values() if len(features) > 1 for feature in features]
+    long = [feature for features in branches.residual_streams.values() if len(features) > 1 for feature in features]
     tails = {}
-    for root, (feature, *others) in branches.streams.items():
+    for root, (feature, *others) in branches.residual_streams.items():
         follows = any(branches.reach.depends_through_heavy(root, end.residual.add) for end in long)
         is_last = feature.residual.add in live and not others
         if follows and is_last and not branches.attends(feature) and not holds(root, sums):
@@ -70,10 +70,12 @@ def _rejected(branches: Branches, feature: Feature, reason: Reason, detail: str)
 
 def _conditioning(branches: Branches, numbers: set[fx.Node]) -> Left:
     main = branches.main
-    with_tokens = [root for root, features in branches.streams.items() if root is main or any(map(branches.attends, features))]
+    with_tokens = [
+        root for root, features in branches.residual_streams.items() if root is main or any(map(branches.attends, features))
+    ]
     starts = [root for root in with_tokens if not any(branches.reach.depends(root, feature.node) for feature in branches.found)]
     carried = {node for root in starts for node in branches.reads(root)} - numbers
-    for root, features in branches.streams.items():
+    for root, features in branches.residual_streams.items():
         reads = {node for feature in features for node in branches.reads(feature.node)}
         is_small = all(node in numbers or (_axes(node) <= MOST_AXES_OF_A_VECTOR and node not in carried) for node in reads)
         if root not in with_tokens and is_small and reads & numbers:
@@ -104,7 +106,7 @@ def _axes(node: fx.Node) -> int:
 
 
 def _plain(branches: Branches, tokens: list[Feature]) -> Left:
-    """The branches that are no attention or MLP, and stand alone at the rim or bring in what another stream made."""
+    """The branches that are no attention or MLP, and stand alone at the rim or bring in what another residual stream made."""
     plain = [feature for feature in tokens if branches.is_plain(feature)]
     body = [feature for feature in tokens if feature not in plain and branches.work[feature]]
     sides = {feature: _side(branches, feature, body) for feature in plain}
@@ -118,7 +120,7 @@ def _plain(branches: Branches, tokens: list[Feature]) -> Left:
 
 
 def _side(branches: Branches, feature: Feature, body: list[Feature]) -> str:
-    """Where a branch stands to the blocks of its own stream and of the one with the most work; empty if between them."""
+    """Where a branch stands to the blocks of its own residual stream and of the one with the most work; empty if between them."""
     near = [other for other in body if other.residual.root in (feature.residual.root, branches.main)]
     is_before = any(branches.needs(other, feature) for other in near)
     is_behind = any(branches.needs(feature, other) for other in near)
@@ -126,7 +128,7 @@ def _side(branches: Branches, feature: Feature, body: list[Feature]) -> str:
 
 
 def _is_apart(feature: Feature, body: list[Feature]) -> bool:
-    """Is there a product between the stream of a branch and every stream of the blocks: an embedder, or a head?"""
+    """Is there a product between a branch's residual stream and each of the blocks': an embedder, or a head?"""
     sums = {other.residual.add for other in body}
     roots = {other.residual.root for other in body}
     own = feature.residual
@@ -134,7 +136,7 @@ def _is_apart(feature: Feature, body: list[Feature]) -> bool:
 
 
 def _is_like(branches: Branches, feature: Feature, other: Feature) -> bool:
-    """Does the same come again in the stream, as in blocks?"""
+    """Does the same come again in the residual stream, as in blocks?"""
     same_stream = other is not feature and other.residual.root is feature.residual.root
     return same_stream and branches.likeness(other) == branches.likeness(feature)
 

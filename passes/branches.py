@@ -15,7 +15,7 @@ from taylorseer_fx.passes.ops import CONTRACTION_OPERANDS, aten, contraction_ope
 from taylorseer_fx.passes.ownership import find_owners
 from taylorseer_fx.passes.regions import Feature
 
-Streams = dict[fx.Node, list[Feature]]
+ResidualStreams = dict[fx.Node, list[Feature]]
 
 
 class Branches:
@@ -31,10 +31,10 @@ class Branches:
         for node, owners in find_owners(graph, found, roots=[feature.residual.add for feature in found]).items():
             for feature in owners if is_heavy(node) else ():
                 self.work[feature].append(node)
-        self.streams: Streams = {}
+        self.residual_streams: ResidualStreams = {}
         for feature in found:
-            self.streams.setdefault(feature.residual.root, []).append(feature)
-        self.main = max(self.streams, key=lambda root: self._weight(self.streams[root]), default=None)
+            self.residual_streams.setdefault(feature.residual.root, []).append(feature)
+        self.main = max(self.residual_streams, key=lambda root: self._weight(self.residual_streams[root]), default=None)
 
     def attends(self, feature: Feature) -> bool:
         return any(is_attention(node, self.activations) for node in self.work[feature])
@@ -53,7 +53,7 @@ class Branches:
         return later is not earlier and self.reach.depends(later.residual.add, earlier.node)
 
     def on_stream(self, feature: Feature) -> list[fx.Node]:
-        """The work that is done on the stream, not on its modulation or on a context."""
+        """The work that is done on the residual stream, not on its modulation or on a context."""
         return [node for node in self.work[feature] if self.reach.depends(node, feature.residual.source)]
 
     def is_plain(self, feature: Feature) -> bool:
@@ -71,7 +71,7 @@ class Branches:
         return tuple((packet(node), *map(_shape, contraction_operands(node))) for node in self.on_stream(feature))
 
     def brings_in(self, feature: Feature) -> bool:
-        """Is its work one product of a state of another stream?"""
+        """Is its work one product of a state of another residual stream?"""
         roots = {other.residual.add: other.residual.root for other in self.found}
         read = [undress(operand) for node in self.on_stream(feature) for operand in contraction_operands(node)]
         return any(node in roots and roots[node] is not feature.residual.root for node in read)

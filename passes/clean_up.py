@@ -13,15 +13,16 @@ from dataclasses import dataclass
 from torch import fx
 
 from taylorseer_fx.compat import fx_graph_cse
+from taylorseer_fx.passes.effects import eliminate_dead_code
 from taylorseer_fx.passes.emit import graph_module
 
 
 @dataclass(frozen=True)
 class Variant:
-    """The finished graph of one step kind; ``kept`` are the positions of the inputs it still takes."""
+    """The finished graph of one step kind; ``input_positions``: which inputs it still takes."""
 
     gm: fx.GraphModule
-    kept: tuple[int, ...]
+    input_positions: tuple[int, ...]
 
 
 def clean_up(gm: fx.GraphModule) -> Variant:
@@ -29,18 +30,8 @@ def clean_up(gm: fx.GraphModule) -> Variant:
     graph = fx_graph_cse(gm.graph)
     eliminate_dead_code(graph)
     inputs = graph.find_nodes(op="placeholder")
-    kept = tuple(i for i, node in enumerate(inputs) if node.users)
+    input_positions = tuple(i for i, node in enumerate(inputs) if node.users)
     for node in inputs:
         if not node.users:
             graph.erase_node(node)
-    return Variant(graph_module(gm, graph, type(gm).__name__), kept)
-
-
-def eliminate_dead_code(graph: fx.Graph) -> None:
-    graph.eliminate_dead_code(is_impure_node=has_effect)
-    graph.lint()
-
-
-def has_effect(node: fx.Node) -> bool:
-    """FX's own rule (inputs, outputs, writes, assertions), less the collectives."""
-    return getattr(node.target, "namespace", None) != "_c10d_functional" and bool(node.is_impure())
+    return Variant(graph_module(gm, graph, type(gm).__name__), input_positions)

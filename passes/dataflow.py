@@ -8,6 +8,7 @@ from collections.abc import Container, Iterable, Sequence
 
 from torch import fx
 
+from taylorseer_fx.passes.effects import is_mutation
 from taylorseer_fx.passes.ops import is_heavy
 
 
@@ -68,11 +69,6 @@ def live_nodes(graph: fx.Graph, cut: Iterable[fx.Node] = (), roots: Iterable[fx.
     return live
 
 
-def is_mutation(node: fx.Node) -> bool:
-    schema = getattr(node.target, "_schema", None)
-    return node.op == "call_function" and schema is not None and bool(schema.is_mutable)
-
-
 def ancestors(targets: Iterable[fx.Node], inside: Container[fx.Node] | None = None) -> dict[fx.Node, None]:
     """``targets`` and all that lead to them, without leaving ``inside``."""
     found: dict[fx.Node, None] = {}
@@ -98,17 +94,17 @@ def holds(node: fx.Node, sums: Container[fx.Node]) -> bool:
     return False
 
 
-def descends_from(targets: Sequence[fx.Node], sources: Iterable[fx.Node], order: dict[fx.Node, int]) -> bool:
+def descends_from(targets: Sequence[fx.Node], sources: Iterable[fx.Node], positions: dict[fx.Node, int]) -> bool:
     """Does any of ``targets`` depend on any of ``sources``? Looks no further back than the earliest source."""
     wanted = set(sources)
-    earliest = min(order[node] for node in wanted)
+    earliest = min(positions[node] for node in wanted)
     seen: set[fx.Node] = set()
     stack = list(targets)
     while stack:
         node = stack.pop()
         if node in wanted:
             return True
-        if node in seen or order[node] < earliest:
+        if node in seen or positions[node] < earliest:
             continue
         seen.add(node)
         stack.extend(node.all_input_nodes)

@@ -33,7 +33,7 @@ def find_doubtful(found: Sequence[Feature], reach: SeedReach) -> set[Feature]:
 
 
 def _scales_by_work_of(inner: Feature, outer: Feature, reach: SeedReach, needs: Needs) -> bool:
-    """Is a factor of the inner trunk computed from the outer stream by heavy operators, within the outer branch?"""
+    """Is a factor of the inner trunk computed from the outer residual stream by heavy operators, within the outer branch?"""
     if inner.residual.root is outer.residual.root:
         return False
     source = outer.residual.source
@@ -42,7 +42,7 @@ def _scales_by_work_of(inner: Feature, outer: Feature, reach: SeedReach, needs: 
 
 
 def _lies_around_streams(outer: Feature, found: Sequence[Feature], reach: SeedReach, needs: Needs) -> bool:
-    """Does all that the outer branch reads of its stream go through streams that begin in it, of two sums or more?"""
+    """Does the outer branch read its residual stream only through others that begin in it, of two sums or more?"""
     source, root = outer.residual.source, outer.residual.root
     roots = {feature.residual.root for feature in found if feature.residual.root is not root}
     born = {root for root in roots if reach.depends_through_heavy(root, source)}

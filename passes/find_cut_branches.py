@@ -5,8 +5,9 @@
     graph 2:  %out = add(%x, mul(%gate, %attn))        the add is here, the work was there
 
 In a graph that ends at a break, an output of the shape of an earlier state that it depends on through a heavy operator is such a
-branch, unless it is a state of a stream itself. In a graph that is a part of a broken model, so is an input that is added to
-another or taken from it, where the sum is a state of a stream: others are added to it, or it is returned. Both may be gated.
+branch, unless it is a state of a residual stream itself. In a graph that is a part of a broken model, so is an input that is
+added to another or taken from it, where the sum is a state of a residual stream: others are added to it, or it is returned. Both
+may be gated.
 """
 
 from collections.abc import Iterable
@@ -30,13 +31,13 @@ def find_leaving_branches(graph: fx.Graph, parameters: Iterable[fx.Node], found:
     states = dict.fromkeys([*inputs, *adds, *(undress(node) for node in returned)])
     reach = seed_reach(graph, states)
     in_regions = {node for region in found.regions for node in region.nodes}
-    order = {node: i for i, node in enumerate(graph.nodes)}
+    positions = {node: i for i, node in enumerate(graph.nodes)}
     rejected = []
     for branch in returned:
         sources = [state for state in states if same_shape(state, branch) and reach.depends_through_heavy(branch, state)]
         if undress(branch) in adds or not sources:
             continue
-        latest = max(sources, key=order.__getitem__)
+        latest = max(sources, key=positions.__getitem__)
         candidates = (node for node in ancestors([branch]) if is_heavy(node) and reach.depends(node, latest))
         heavy = [node for node in candidates if node not in in_regions]
         if heavy:

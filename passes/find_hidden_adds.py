@@ -34,12 +34,12 @@ def find_hidden_adds(
     in_regions = {node for region in found.regions for node in region.nodes}
     outside = [node for node in graph.nodes if node not in in_regions]
     fused = [node for node in outside if packet(node) in FUSED_LAYERS]
-    candidates = {node: _streams(node) for node in outside if _operator(node) is not None}
+    candidates = {node: _trunks(node) for node in outside if _operator(node) is not None}
     if found.regions or is_part:
         joined = _joining(graph, candidates)
     else:
         activations = activation_nodes(graph, set(parameters))
-        joined = {node for node, streams in candidates.items() if any(stream in activations for stream in streams)}
+        joined = {node for node, trunks in candidates.items() if any(trunk in activations for trunk in trunks)}
     groups: dict[str, list[fx.Node]] = {}
     for node in outside:
         if node in joined or node in fused:
@@ -58,8 +58,8 @@ def _operator(node: fx.Node) -> OpOverload | None:
     return target if isinstance(target, OpOverload) else None
 
 
-def _streams(node: fx.Node) -> list[fx.Node]:
-    """What the node reads that has the shape of something it gives; a vector is no stream."""
+def _trunks(node: fx.Node) -> list[fx.Node]:
+    """What the node reads that has the shape of something it gives; a vector is no residual stream."""
     value = node.meta["val"]
     given = {tuple(map(str, v.shape)) for v in (value if isinstance(value, (tuple, list)) else [value]) if isinstance(v, Tensor)}
     read = [(source, tensor_meta(source)) for source in node.all_input_nodes]
@@ -67,14 +67,14 @@ def _streams(node: fx.Node) -> list[fx.Node]:
 
 
 def _joining(graph: fx.Graph, candidates: dict[fx.Node, list[fx.Node]]) -> set[fx.Node]:
-    """Those of ``candidates`` that read a stream and something of its shape which heavy operators made of it."""
+    """Those of ``candidates`` that read a residual stream and something of its shape which heavy operators made of it."""
     if not candidates:
         return set()
     reach = seed_reach(graph, _each(candidates.values()))
     return {
         node
-        for node, streams in candidates.items()
-        if any(reach.depends_through_heavy(branch, trunk) for trunk in streams for branch in streams if branch is not trunk)
+        for node, trunks in candidates.items()
+        if any(reach.depends_through_heavy(branch, trunk) for trunk in trunks for branch in trunks if branch is not trunk)
     }
 
 

@@ -4,14 +4,14 @@
     %gated = mul(%gate, %attn)                       gate: does not depend on %x
     %out = add(%gated, %x)                           residual add, operands in either order
 
-    %trunk = mul(%x, 0.7)                            the trunk may be scaled or gated, too, by what does not depend on its stream
+    %trunk = mul(%x, 0.7)                            the trunk may be scaled or gated, too, by what does not depend on it
     %out = sub(%trunk, %attn)                        the sum may be a difference, and the branch may be broadcast to the trunk
 
 An add of two tensors is residual when one operand, undressed of casts, views, slices, clamps and then of factors, feeds the other
 through at least one heavy operator. The operators in the branch of an earlier residual add are that one's own and do not count,
-so a shift or a positional embedding that is added to a stream again and again is no stream itself. Where the trunk operand is a
-residual add, the branch may also start from an earlier state of the same stream (parallel and nested blocks). No name or class
-is looked at.
+so a shift or a positional embedding that is added to a residual stream again and again is no residual stream itself. Where the
+trunk operand is a residual add, the branch may also start from an earlier state of the same residual stream (parallel and nested
+blocks). No name or class is looked at.
 """
 
 from collections.abc import Iterator
@@ -53,7 +53,7 @@ def find_residuals(graph: fx.Graph) -> tuple[Feature, ...]:
 
 
 def _as_residual(add: fx.Node, options: list[Summand], known: Known, reach: SeedReach) -> ResidualAdd | None:
-    """Of what the sum may carry on: the nearest, and of two factors of a product rather the one that is known to be a stream."""
+    """The nearest of what the sum may carry on; of two factors of a product, the one known to be a residual stream."""
     ranked = sorted(options, key=lambda option: (option.trunk.depth, option.trunk.depth > 0 and option.trunk.node not in known))
     checked = (_checked(add, option, known, reach) for option in ranked)
     residual = next((residual for residual in checked if residual is not None), None)
@@ -72,7 +72,7 @@ def _checked(add: fx.Node, option: Summand, known: Known, reach: SeedReach) -> R
 
 
 def _known_behind(state: fx.Node, known: Known, reach: SeedReach) -> fx.Node | None:
-    """The residual add that ``state`` is, or is a multiple of, by factors that do not depend on its stream."""
+    """The residual add that ``state`` is, or is a multiple of, by factors that do not depend on its residual stream."""
     for multiple in multiples(state):
         residual = known.get(multiple.node)
         if residual is not None and not any(reach.depends(factor, residual.root) for factor in multiple.factors):
@@ -81,7 +81,7 @@ def _known_behind(state: fx.Node, known: Known, reach: SeedReach) -> fx.Node | N
 
 
 def _states(state: fx.Node, known: Known, reach: SeedReach) -> Iterator[fx.Node]:
-    """``state`` and all earlier states of its stream, back to the first."""
+    """``state`` and all earlier states of its residual stream, back to the first."""
     while True:
         yield state
         before = _known_behind(state, known, reach)
@@ -91,7 +91,7 @@ def _states(state: fx.Node, known: Known, reach: SeedReach) -> Iterator[fx.Node]
 
 
 def _stream_source(trunk: fx.Node, branch: fx.Node, known: Known, reach: SeedReach) -> fx.Node | None:
-    """The latest state of the trunk's stream that ``branch`` depends on through a heavy operator."""
+    """The latest state of the trunk's residual stream that ``branch`` depends on through a heavy operator."""
     return next((state for state in _states(trunk, known, reach) if reach.depends_through_heavy(branch, state)), None)
 
 

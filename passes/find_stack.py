@@ -1,13 +1,13 @@
 """Take the residual streams from their entries to their exits as one region: granularity "stack".
 
     before:  %x0 = embed   %x1 = add(%x0, mul(%g0, %F0))   ...   %xL = add(%xL-1, mul(%gL-1, %FL-1))   %out = final(%xL)
-    region:  [everything that only %xL needs]              live-out: %xL      kept: %xL - %x0
+    region:  [everything that only %xL needs]              live-out: %xL      stored: %xL - %x0
 
 The *exits* are the residual adds that the outputs read other than through a later one. The *entry* of an exit is what would be
-left of it if no branch added anything: its trunk, followed through earlier adds of its stream, through views, slices and factors
-(what scales the stream scales the entry), and into the parts of a concatenation (FLUX joins its text and image streams halfway).
-Where that needs a residual add all the same, or has another shape than the exit, nothing is taken off, and the exit is kept as it
-is.
+left of it if no branch added anything: its trunk, followed through earlier adds of its residual stream, through views, slices and
+factors (what scales the residual stream scales the entry), and into the parts of a concatenation (FLUX joins its text and image
+residual streams halfway). Where that needs a residual add all the same, or has another shape than the exit, nothing is taken off,
+and the exit is stored as it is.
 
 With gates that are constant between two full steps this forecasts what the module granularity does, both being linear, from one
 feature instead of two a block.
@@ -27,13 +27,13 @@ from taylorseer_fx.passes.ownership import find_bodies, find_owners, join_sharin
 from taylorseer_fx.passes.regions import (
     Feature,
     Kind,
-    Order,
+    Positions,
     Reason,
     Region,
     RegionSet,
     Rejected,
     ResidualAdd,
-    order_of,
+    positions_of,
     region_border,
 )
 from taylorseer_fx.passes.trunks import multiples, multiplied, without_branch
@@ -43,7 +43,7 @@ Residuals = dict[fx.Node, ResidualAdd]
 
 @adds_all_or_nothing
 def find_stack(graph: fx.Graph, parameters: Iterable[fx.Node]) -> RegionSet:
-    """The stacks of a canonical graph, whose features are the exits of its streams. Entries are added to ``graph``.
+    """The stacks of a canonical graph, whose features are the exits of its residual streams. Entries are added to ``graph``.
 
     ``parameters`` are its weight placeholders. What does not belong to the blocks is executed where it is in no stack.
     """
@@ -54,18 +54,18 @@ def find_stack(graph: fx.Graph, parameters: Iterable[fx.Node]) -> RegionSet:
     exits = _exits(graph, residuals)
     rejected = [_not_floating(node) for node in exits if not _is_floating(node)]
     entries = _Entries(graph, residuals)
-    kept = tuple(Feature(node, residuals[node], entries.of(node)) for node in exits if _is_floating(node))
-    order, reach = order_of(graph), seed_reach(graph, (residual.root for residual in residuals.values()))
+    accepted = tuple(Feature(node, residuals[node], entries.of(node)) for node in exits if _is_floating(node))
+    positions, reach = positions_of(graph), seed_reach(graph, (residual.root for residual in residuals.values()))
     while True:
-        owners = find_owners(graph, kept, roots=[feature.base for feature in kept if feature.base is not None])
-        groups = join_sharing(kept, owners, reach, lambda feature: feature.residual.root)
-        regions = [_region(group, body, order) for group, body in zip(groups, find_bodies(groups, owners), strict=True)]
-        refused = {region: reason for region in regions if (reason := _refusal(region, order)) is not None}
+        owners = find_owners(graph, accepted, roots=[feature.base for feature in accepted if feature.base is not None])
+        groups = join_sharing(accepted, owners, reach, lambda feature: feature.residual.root)
+        regions = [_region(group, body, positions) for group, body in zip(groups, find_bodies(groups, owners), strict=True)]
+        refused = {region: reason for region in regions if (reason := _refusal(region, positions)) is not None}
         if not refused:
             break
         rejected += [Rejected(region.path, reason, _exit_names(region)) for region, reason in refused.items()]
         dropped = {feature for region in refused for feature in region.features}
-        kept = tuple(feature for feature in kept if feature not in dropped)
+        accepted = tuple(feature for feature in accepted if feature not in dropped)
     inside = {node for region in regions for node in region.nodes}
     rejected += [entry for feature, entry in outsiders.items() if feature.residual.add not in inside]
     return RegionSet(tuple(regions), tuple(rejected), num_residual_adds=len(residuals), num_heavy=sum(map(is_heavy, graph.nodes)))
@@ -86,18 +86,18 @@ def _not_floating(node: fx.Node) -> Rejected:
     return Rejected(common_path([node], [node]), Reason.NOT_FLOATING, f"dtype {meta.dtype}" if meta is not None else "no tensor")
 
 
-def _region(features: tuple[Feature, ...], body: set[fx.Node], order: Order) -> Region:
-    nodes, live_ins = region_border(body, order, [feature.base for feature in features])
+def _region(features: tuple[Feature, ...], body: set[fx.Node], positions: Positions) -> Region:
+    nodes, live_ins = region_border(body, positions, [feature.base for feature in features])
     heavy = list(filter(is_heavy, nodes))
     path = span_path(heavy) if heavy else common_path(nodes, nodes)
     return Region(path, Kind.STACK, features, nodes, live_ins)
 
 
-def _refusal(region: Region, order: Order) -> Reason | None:
+def _refusal(region: Region, positions: Positions) -> Reason | None:
     if not any(map(is_heavy, region.nodes)):
         return Reason.NEEDED_ELSEWHERE
     exits = [feature.node for feature in region.features]
-    return Reason.CYCLE if descends_from(region.live_ins, exits, order) else None
+    return Reason.CYCLE if descends_from(region.live_ins, exits, positions) else None
 
 
 def _exit_names(region: Region) -> str:
@@ -105,7 +105,7 @@ def _exit_names(region: Region) -> str:
 
 
 class _Entries:
-    """What streams are before anything is added to them; written into the graph as it is asked for."""
+    """What residual streams are before anything is added to them; written into the graph as it is asked for."""
 
     def __init__(self, graph: fx.Graph, residuals: Residuals) -> None:
         self._graph, self._residuals = graph, residuals
@@ -113,7 +113,7 @@ class _Entries:
         self._mode = graph_fake_mode(graph)
 
     def of(self, add: fx.Node) -> fx.Node | None:
-        """The entry of the stream that ``add`` is a state of; None where there is none to take off."""
+        """The entry of the residual stream that ``add`` is a state of; None where there is none to take off."""
         with self._graph.inserting_before(add), standing_for(add, __name__):
             entry = self._entry(add, emitter(self._graph, self._mode))
         needs_add = any(node in self._residuals for node in ancestors([entry]))

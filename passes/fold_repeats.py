@@ -3,12 +3,12 @@
     before:  %x1 = add(mul(%g1, ...%b1), %x0)  %x2 = add(mul(%g2, ...%b2), %x1)  ...                      a node for each op
     after:   %x1 = invoke_subgraph(%block, "block", %x0, %b1, ...)  %x2 = invoke_subgraph(%block, "block", %x1, %b2, ...)
 
-The stream of a forecast step is a chain: a feature's polynomial joins it at one node. What is first needed to reach that node,
-its gates among it, is a link; what the whole model shares, the embedding of the time say, is none. Links of a few features in a
-row (as many as leaves least to compile) that are the same but for their inputs become calls. So that the first is like the
-others, the stream before it is laid out in memory as it is between them. A graph of symbolic shapes stays as it is: Inductor
-takes no such operands. So does one for a GPU: a call costs the host 20 to 50 us, which a forecast step has to spare on a CPU
-alone.
+The residual stream of a forecast step is a chain: a feature's polynomial joins it at one node. What is first needed to reach that
+node, its gates among it, is a link; what the whole model shares, the embedding of the time say, is none. Links of a few features
+in a row (as many as leaves least to compile) that are the same but for their inputs become calls. So that the first is like the
+others, the residual stream before it is laid out in memory as it is between them. A graph of symbolic shapes stays as it is:
+Inductor takes no such operands. So does one for a GPU: a call costs the host 20 to 50 us, which a forecast step has to spare on a
+CPU alone.
 
 Compiling the forecast step of DiT-XL/2, two threads (AMD EPYC, torch 2.13): 9.3 s before and 4.7 to 5.7 s after.
 """
@@ -36,7 +36,7 @@ from taylorseer_fx.passes.emit import (
 )
 from taylorseer_fx.passes.ops import aten, tensor_meta
 
-LONGEST = 6  # features of a link: attention, cross-attention and MLP of two streams
+LONGEST = 6  # features of a link: attention, cross-attention and MLP of two residual streams
 FEWEST_CALLS = 3
 COST_OF_A_CALL = 4  # in nodes that need not be compiled; a call takes some microseconds in every step
 
@@ -87,7 +87,7 @@ def _is_static(value: Tensor) -> bool:
 
 
 def _with_stream_laid_out(original: fx.Graph, features: Sequence[Sequence[fx.Node]]) -> tuple[fx.Graph, Mapping[fx.Node, int]]:
-    """A copy of the graph, in which the stream before any feature lies in memory as after the first; and ``_needs`` of it."""
+    """A copy of the graph, in which the residual stream lies in memory before any feature as after one; and its ``_needs``."""
     graph, env = fx.Graph(), dict[fx.Node, fx.Node]()
     graph.output(graph.graph_copy(original, env)).meta.update(original.output_node().meta)
     needs = _needs(graph, [[env[buffer] for buffer in buffers] for buffers in features])
@@ -109,8 +109,8 @@ def _needs(graph: fx.Graph, features: Sequence[Sequence[fx.Node]]) -> dict[fx.No
 
 
 def _chain(graph: fx.Graph, needs: Mapping[fx.Node, int]) -> list[list[fx.Node]]:
-    """The nodes that are needed for the stream before any feature and for what the whole model shares; then those that are first
-    needed for the first feature's joining the stream, then for the next one's, and so on.
+    """The nodes that are needed for the residual stream before any feature and for what the whole model shares; then those that
+    are first needed for the first feature's joining the residual stream, then for the next one's, and so on.
     """
     before, joins = _joins(graph, needs)
     owner = _first_needed([[], *([join] for join in joins)])
@@ -143,8 +143,8 @@ def _first_needed(targets: Sequence[Sequence[fx.Node]]) -> dict[fx.Node, int]:
 
 
 def _joins(graph: fx.Graph, needs: Mapping[fx.Node, int]) -> tuple[fx.Node | None, list[fx.Node]]:
-    """The stream before any feature, where it is found, and for each feature the first node that depends on it and on what came
-    before it, in order.
+    """The residual stream before any feature, where it is found, and for each feature the first node that depends on it and on
+    what came before it, in order.
     """
     joined = 0
     joins = []
@@ -158,7 +158,7 @@ def _joins(graph: fx.Graph, needs: Mapping[fx.Node, int]) -> tuple[fx.Node | Non
 
 
 def _first_join(second: fx.Node, needs: Mapping[fx.Node, int]) -> tuple[fx.Node | None, fx.Node | None]:
-    """The first feature has no other to join: the stream before it, and their sum, which the second one joins in ``second``."""
+    """The first feature joins the residual stream itself: that, and their sum, which the second one joins in ``second``."""
     if len(second.all_input_nodes) != 2:
         return None, None
     join = min(second.all_input_nodes, key=lambda node: needs[node] & -needs[node])  # features are in order

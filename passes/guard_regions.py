@@ -10,7 +10,7 @@
     region_full       executes the region and returns the feature with the new value of its buffers
     region_forecast   returns the polynomial and passes the buffers through
 
-Of a feature only the part that forecast steps read is kept (``find_kept``); its forecast is zero elsewhere. The graph is
+Of a feature only the part that forecast steps read is kept (``find_stored``); its forecast is zero elsewhere. The graph is
 functional and runs as it is, given the extra inputs; that makes it the reference for what specialising does to it.
 """
 
@@ -111,8 +111,8 @@ class _Builder:
         self._add_inputs()
 
     def _add_inputs(self) -> None:
-        kept = [feature for feature in self.found.features if feature.kept is not None]
-        like = {feature: _kept_value(feature, self.mode) for feature in kept}
+        stored = [feature for feature in self.found.features if feature.stored_window is not None]
+        like = {feature: _stored_value(feature, self.mode) for feature in stored}
         wide = {accumulation_dtype(value.dtype) for value in like.values()}
         self.coefficient_dtype = max(wide, key=lambda dtype: dtype.itemsize)
         device, order = next(iter(like.values())).device, self.storage.order
@@ -123,7 +123,7 @@ class _Builder:
         def buffers(i: int) -> list[fx.Node]:
             return [
                 placeholder(self.graph, f"feature{f}_b{i}", torch.empty_like(like[feature], dtype=self._dtypes(feature)[i]))
-                for f, feature in enumerate(kept)
+                for f, feature in enumerate(stored)
             ]
 
         with self.mode:
@@ -133,7 +133,7 @@ class _Builder:
                 self.coefficients.append(coefficients("reciprocal_gaps", order))
             by_order = [buffers(i) for i in range(order + 1)]
         self.ordered = [buffer for row in by_order for buffer in row]
-        self.buffers = dict(zip((feature.node for feature in kept), zip(*by_order, strict=True), strict=True))
+        self.buffers = dict(zip((feature.node for feature in stored), zip(*by_order, strict=True), strict=True))
 
     def _dtypes(self, feature: Feature) -> tuple[torch.dtype, ...]:
         return self.storage.dtypes(feature.node.meta["val"].dtype)
@@ -213,22 +213,22 @@ class _Builder:
                 env[node] = _copy(node, env, graph, self.gm, attributes)
         first_coefficient = len(operands) - len(self.coefficients)
         buffers = dict(zip(operands[len(live_ins) : first_coefficient], inputs[len(live_ins) : first_coefficient], strict=True))
-        inside = _Branch(graph, attributes, env, buffers, tuple(inputs[first_coefficient:]))
+        inside = _Arm(graph, attributes, env, buffers, tuple(inputs[first_coefficient:]))
         graph.output(tuple(fill(region, inside)))
         return graph_module(attributes, graph, name)
 
-    def _execute(self, region: Region, inside: "_Branch") -> list[fx.Node]:
+    def _execute(self, region: Region, inside: "_Arm") -> list[fx.Node]:
         for node in region.nodes:
             inside.env[node] = _copy(node, inside.env, inside.graph, self.gm, inside.attributes)
         emit = emitter(inside.graph, self.mode)
         results = [inside.env[feature.node] for feature in region.features]
         for feature in region.features:
-            if feature.kept is not None:
+            if feature.stored_window is not None:
                 with standing_for(feature.node, __name__):
                     results += self._new_contents(emit, feature, inside)
         return results
 
-    def _new_contents(self, emit: Emit, feature: Feature, inside: "_Branch") -> list[fx.Node]:
+    def _new_contents(self, emit: Emit, feature: Feature, inside: "_Arm") -> list[fx.Node]:
         """What the buffers of ``feature`` hold after a full step."""
         value = emit_window(emit, inside.env[feature.node], feature.window)
         if feature.base is not None:
@@ -239,18 +239,18 @@ class _Builder:
             return emit_differences(emit, value, stored, inside.coefficients[1])
         return emit_snapshots(emit, value, stored)
 
-    def _forecast(self, region: Region, inside: "_Branch") -> list[fx.Node]:
+    def _forecast(self, region: Region, inside: "_Arm") -> list[fx.Node]:
         emit = emitter(inside.graph, self.mode)
         forecasts = []
         for feature in region.features:
             with standing_for(feature.node, __name__):
-                is_read = feature.kept is not None
+                is_read = feature.stored_window is not None
                 forecasts.append(
                     self._forecast_feature(emit, feature, inside) if is_read else _zeros(emit, region, feature, inside)
                 )
         return [*forecasts, *inside.buffers.values()]
 
-    def _forecast_feature(self, emit: Emit, feature: Feature, inside: "_Branch") -> fx.Node:
+    def _forecast_feature(self, emit: Emit, feature: Feature, inside: "_Arm") -> fx.Node:
         whole_value = feature.node.meta["val"]
         stored = [inside.buffers[buffer] for buffer in self.buffers[feature.node]]
         wide = accumulation_dtype(whole_value.dtype)
@@ -262,7 +262,7 @@ class _Builder:
 
 
 @dataclass(frozen=True)
-class _Branch:
+class _Arm:
     """The graph of one side while it is filled; ``buffers`` maps the outer placeholders to the inner ones."""
 
     graph: fx.Graph
@@ -272,7 +272,7 @@ class _Branch:
     coefficients: tuple[fx.Node, ...]
 
 
-def _zeros(emit: Emit, region: Region, feature: Feature, inside: _Branch) -> fx.Node:
+def _zeros(emit: Emit, region: Region, feature: Feature, inside: _Arm) -> fx.Node:
     """What stands for a feature that nobody reads; symbolic sizes are taken from a tensor of its shape."""
     value, like = feature.node.meta["val"], region.live_in_like(feature)
     if any(isinstance(size, SymInt) for size in value.shape) and like is not None:
@@ -280,7 +280,7 @@ def _zeros(emit: Emit, region: Region, feature: Feature, inside: _Branch) -> fx.
     return emit(aten.full.default, tuple(value.shape), 0.0, dtype=value.dtype, device=value.device)
 
 
-def _kept_value(feature: Feature, mode: FakeTensorMode) -> Tensor:
+def _stored_value(feature: Feature, mode: FakeTensorMode) -> Tensor:
     """A fake tensor like the part of ``feature`` that is kept."""
     value: Tensor = feature.node.meta["val"]
     with mode:
@@ -290,7 +290,7 @@ def _kept_value(feature: Feature, mode: FakeTensorMode) -> Tensor:
         return value
 
 
-_Fill = Callable[[Region, _Branch], list[fx.Node]]
+_Fill = Callable[[Region, _Arm], list[fx.Node]]
 
 
 def _copy(

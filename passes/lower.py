@@ -87,7 +87,7 @@ def _buffers_of_features(guarded: GuardedGraph, variant: Variant) -> Features:
     first_buffer = guarded.num_inputs + len(guarded.coefficients)
     num_features = len(guarded.buffers) // (guarded.storage.order + 1)
     features: list[list[fx.Node]] = [[] for _ in range(num_features)]
-    for node, position in zip(variant.gm.graph.find_nodes(op="placeholder"), variant.kept, strict=True):
+    for node, position in zip(variant.gm.graph.find_nodes(op="placeholder"), variant.input_positions, strict=True):
         if position >= first_buffer:
             features[(position - first_buffer) % num_features].append(node)
     return features

@@ -8,24 +8,18 @@
     after:   %gate = addmm(slice(%b, 0, 2d, 3d), %t, permute(slice(%w, 0, 2d, 3d)))
              %out = add(%image, mul(%gate, slice(%forecast, 1, 512, 4608)))
 
-First every node is asked from its users backwards in which windows it is read (``demanded``); a node that is read in parts with
-little between them is computed in one piece. Then the graph is built anew. An operator without a rule
-(``passes/window_rules.py``) is read whole and reads its inputs whole.
+Each node is computed in the windows in which it is read (``passes/demands.py``); so the graph is built anew.
 """
 
-from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import fx
 
-from taylorseer_fx.passes.clean_up import has_effect
-from taylorseer_fx.passes.dataflow import live_nodes
+from taylorseer_fx.passes.demands import Demands, demanded, is_tensor, narrowed_needs
 from taylorseer_fx.passes.emit import Emit, emit_window, emitter, graph_fake_mode, graph_module, standing_for
 from taylorseer_fx.passes.window_rules import Needs, rule_of
-from taylorseer_fx.passes.windows import Window, contains, is_whole, merged, sizes_of, whole
-
-Demands = dict[fx.Node, tuple[Window, ...]]
+from taylorseer_fx.passes.windows import Window, contains, is_whole, whole
 
 
 def narrow(gm: fx.GraphModule) -> fx.GraphModule:
@@ -35,60 +29,6 @@ def narrow(gm: fx.GraphModule) -> fx.GraphModule:
     for node in gm.graph.nodes:
         rebuilt.add(node)
     return graph_module(gm, rebuilt.graph, type(gm).__name__)
-
-
-def demanded(graph: fx.Graph, cut: Collection[fx.Node] = (), gone: Collection[fx.Node] = ()) -> Demands:
-    """The windows in which each node that lives is to be computed, if the nodes of ``cut`` are handed over ready-made and those
-    of ``gone``, which only they need, are not run.
-    """
-    asked: dict[fx.Node, list[Window]] = {}
-    demands: Demands = {}
-    for node in reversed(graph.nodes):
-        if node.op == "output" or (node.op != "placeholder" and node not in gone and has_effect(node)):
-            asked.setdefault(node, []).append(whole(node))
-        if node in asked:
-            demands[node] = merged(asked[node], sizes_of(node)) if _is_tensor(node) else _shared(asked[node])
-            if node in cut:
-                continue
-            if not _can_be_in_parts(node, demands[node]):
-                demands[node] = (whole(node),)
-            for window in demands[node]:
-                for source, part in _needs(node, window):
-                    asked.setdefault(source, []).append(part)
-    return demands
-
-
-def all_demanded(graph: fx.Graph) -> Demands:
-    """The same, if each node that lives were read whole."""
-    live = live_nodes(graph)
-    return {node: (whole(node),) for node in reversed(graph.nodes) if node in live}
-
-
-def _needs(node: fx.Node, window: Window) -> Needs:
-    needs = _narrowed_needs(node, window)
-    return needs if needs is not None else [(source, whole(source)) for source in node.all_input_nodes]
-
-
-def _can_be_in_parts(node: fx.Node, windows: tuple[Window, ...]) -> bool:
-    """Not where computing a part means to compute all of it: several parts would, several times."""
-    return len(windows) == 1 or node.op != "call_function" or all(_narrowed_needs(node, part) is not None for part in windows)
-
-
-def _narrowed_needs(node: fx.Node, window: Window) -> Needs | None:
-    rule = rule_of(node)
-    needs = rule.needs(node, window) if rule is not None else None
-    is_empty = any(part is not None and part[0] == part[1] for _, inner in needs or () for part in inner)
-    return None if is_empty else needs
-
-
-def _is_tensor(node: fx.Node) -> bool:
-    return not isinstance(node.meta.get("val"), (tuple, list))
-
-
-def _shared(windows: list[Window]) -> tuple[Window, ...]:
-    """For a node with several results: one window for all of them, or everything."""
-    distinct = dict.fromkeys(windows)
-    return (windows[0],) if len(distinct) == 1 else ((None,) * len(windows[0]),)
 
 
 @dataclass
@@ -110,8 +50,8 @@ class _Rebuilt:
                     self.values[node][window] = self._compute(node, window)
 
     def _compute(self, node: fx.Node, window: Window) -> fx.Node:
-        needs = _narrowed_needs(node, window)
-        if needs is not None and any(not _is_tensor(source) and part not in self.values[source] for source, part in needs):
+        needs = narrowed_needs(node, window)
+        if needs is not None and any(not is_tensor(source) and part not in self.values[source] for source, part in needs):
             needs = None  # of a node with several results, which was computed whole
         if needs is None or self._is_as_before(node, window, needs):
             copy = self.graph.node_copy(node, lambda source: self.get(source, whole(source)))

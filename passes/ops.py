@@ -95,7 +95,7 @@ CONTRACTION_OPERANDS: dict[Any, tuple[int, int]] = {
 # Fourier transforms mix tokens as attention does, with no weight and no second operand; their FLOPs are not counted.
 FOURIER = _packets(aten, "_fft_r2c _fft_c2r _fft_c2c")
 
-# Operators that change how a tensor looks and not what it says: the stream behind them is the same stream.
+# Operators that change how a tensor looks and not what it says: the residual stream behind them is the same residual stream.
 DRESS = _packets(
     aten,
     "view _unsafe_view reshape permute transpose t unsqueeze squeeze alias detach clone contiguous _to_copy "

@@ -1,10 +1,10 @@
 """Which features need a node, and which of them belong together because of it.
 
-    %qkv = mm(cat(%text, %image), %w)      owners: %text_F and %image_F, which are joined: it depends on the streams of both
-    %rotary = cos(%ids)                    owners: every attention, none joined: it depends on no stream, and stays outside
+    %qkv = mm(cat(%text, %image), %w)      owners: %text_F and %image_F, which are joined: it depends on both residual streams
+    %rotary = cos(%ids)                    owners: every attention, none joined: it depends on neither, and stays outside
 
-Work that several regions share and that depends on none of their streams is a live-in of all, and dies with its readers in the
-forecast graph.
+Work that several regions share and that depends on none of their residual streams is a live-in of all, and dies with its readers
+in the forecast graph.
 """
 
 from collections.abc import Callable, Iterable, Sequence

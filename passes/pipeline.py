@@ -8,15 +8,16 @@ from functools import partial
 
 from torch import fx
 
+from taylorseer_fx.passes.buffer_bytes import num_buffer_bytes
 from taylorseer_fx.passes.call_inputs import CallInputs, sort_inputs
 from taylorseer_fx.passes.canonicalize import canonicalize
 from taylorseer_fx.passes.clean_up import Variant, clean_up
 from taylorseer_fx.passes.emit import copied
 from taylorseer_fx.passes.find_cut_branches import find_arriving_branches, find_leaving_branches
 from taylorseer_fx.passes.find_hidden_adds import find_hidden_adds
-from taylorseer_fx.passes.find_kept import find_kept, num_buffer_bytes
 from taylorseer_fx.passes.find_regions import find_regions
 from taylorseer_fx.passes.find_stack import find_stack
+from taylorseer_fx.passes.find_stored import find_stored
 from taylorseer_fx.passes.guard_regions import GuardedGraph, guard_regions
 from taylorseer_fx.passes.lower import AS_IT_IS, Target, lower
 from taylorseer_fx.passes.narrow import narrow
@@ -146,7 +147,7 @@ def _select(
 
     def find(name: str, finder: Callable[[], RegionSet]) -> RegionSet:
         found = runner.run(name, finder, lambda _: canonical)
-        return runner.run("find_kept", lambda: find_kept(graph, found), lambda _: canonical, without=lambda: found)
+        return runner.run("find_stored", lambda: find_stored(graph, found), lambda _: canonical, without=lambda: found)
 
     needed = None
     if selection.granularity == "module":

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, fx
 
+from taylorseer_fx.passes.demands import demanded
 from taylorseer_fx.passes.module_path import common_path
-from taylorseer_fx.passes.narrow import demanded
 from taylorseer_fx.passes.sizes import hint
 from taylorseer_fx.passes.window_rules import rule_of
 from taylorseer_fx.passes.windows import is_whole

@@ -11,7 +11,7 @@ from taylorseer_fx.passes.ops import same_shape
 from taylorseer_fx.passes.windows import Window, whole
 
 Nodes = tuple[fx.Node, ...]
-Order = dict[fx.Node, int]
+Positions = dict[fx.Node, int]
 
 
 class Kind(enum.Enum):
@@ -40,7 +40,7 @@ class Reason(enum.Enum):
     CYCLE = "one of its features is needed to compute another, so they cannot be forecast as one"
     CONDITIONING = "it is made from the time and other small inputs alone, so gates and shifts are computed and not extrapolated"
     RIM = "it stands alone on the sample or the output, before or behind the blocks, and is no attention or MLP of theirs"
-    BROUGHT_IN = "it is one product of another stream's state, and no attention or MLP of the stream it is added to"
+    BROUGHT_IN = "it is one product of another residual stream's state, and no attention or MLP of the one it is added to"
 
 
 # Of these nothing is lost that the method has, and there is nothing to do about them: explain() lists them without a warning.
@@ -50,8 +50,8 @@ MEANT = frozenset({Reason.CONDITIONING, Reason.RIM, Reason.BROUGHT_IN})
 @dataclass(frozen=True)
 class ResidualAdd:
     """``add = trunk + branch``, or a difference: ``trunk`` is undressed and without its ``factors``; ``source`` is the state of
-    its stream that ``branch`` starts from, and ``root`` the first state of that stream. ``is_plain``: the trunk is added as it is
-    to a branch of its shape.
+    its residual stream that ``branch`` starts from, and ``root`` the first state of that residual stream. ``is_plain``: the trunk
+    is added as it is to a branch of its shape.
     """
 
     add: fx.Node
@@ -65,22 +65,22 @@ class ResidualAdd:
 
 @dataclass(frozen=True)
 class Feature:
-    """A tensor that is forecast: a residual branch without its gates, or what a whole stack adds to its stream.
+    """A tensor that is forecast: a residual branch without its gates, or what a whole stack adds to its residual stream.
 
-    ``kept``: the part of ``node`` that a forecast step reads, None if it reads none of it; then nothing is kept. ``base``: what
-    is taken off that part before it is kept, and added to the forecast; it is computed in every step.
+    ``stored_window``: the part of ``node`` that a forecast step reads, None if it reads none of it; then nothing is stored.
+    ``base``: what is taken off that part before it is stored, and added to the forecast; it is computed in every step.
     """
 
     node: fx.Node
     residual: ResidualAdd
     base: fx.Node | None = None
-    kept: Window | None = ()
+    stored_window: Window | None = ()
 
     @property
     def window(self) -> Window:
-        """``kept``, of a feature of which something is kept."""
-        assert self.kept is not None
-        return self.kept or whole(self.node)
+        """``stored_window``, of a feature of which something is stored."""
+        assert self.stored_window is not None
+        return self.stored_window or whole(self.node)
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ class Region:
     live_ins: tuple[fx.Node, ...]
 
     def live_in_like(self, feature: Feature) -> fx.Node | None:
-        """A live-in of the shape of ``feature``: its stream, as a rule."""
+        """A live-in of the shape of ``feature``: its residual stream, as a rule."""
         return next((node for node in self.live_ins if same_shape(node, feature.node)), None)
 
 
@@ -142,12 +142,12 @@ class RegionSet:
         return tuple(feature for region in self.regions for feature in region.features)
 
 
-def order_of(graph: fx.Graph) -> Order:
+def positions_of(graph: fx.Graph) -> Positions:
     """The position of every node."""
     return {node: i for i, node in enumerate(graph.nodes)}
 
 
-def region_border(body: set[fx.Node], order: Order, extra: Iterable[fx.Node | None] = ()) -> tuple[Nodes, Nodes]:
+def region_border(body: set[fx.Node], positions: Positions, extra: Iterable[fx.Node | None] = ()) -> tuple[Nodes, Nodes]:
     """The nodes of a region and the outside nodes that it reads, ``extra`` among them; both in graph order.
 
     What picks one output of an outside node with several (``getitem`` of the ``split`` of an adaLN) stays with that node, so
@@ -155,4 +155,4 @@ def region_border(body: set[fx.Node], order: Order, extra: Iterable[fx.Node | No
     """
     inside = {node for node in body if node.target is not operator.getitem or node.args[0] in body}
     read = {source for node in inside for source in node.all_input_nodes}.union(node for node in extra if node is not None)
-    return tuple(sorted(inside, key=order.__getitem__)), tuple(sorted(read - inside, key=order.__getitem__))
+    return tuple(sorted(inside, key=positions.__getitem__)), tuple(sorted(read - inside, key=positions.__getitem__))

@@ -4,7 +4,7 @@ import enum
 
 # The passes that a graph is right without, and what is worse then.
 OPTIONAL = {
-    "find_kept": "all of every feature is kept, which takes more memory",
+    "find_stored": "all of every feature is kept, which takes more memory",
     "find_cut_branches": "branches that a graph break cuts off are not listed",
     "narrow": "a forecast step computes more than is read of it",
     "sum_few_rows": "a forecast step on a CPU reads the weights of its gates more slowly",

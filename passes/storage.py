@@ -9,8 +9,9 @@ FLOAT8 = (torch.float8_e5m2, torch.float8_e4m3fn)
 
 @dataclass(frozen=True)
 class Selection:
-    """What is taken for a feature: every attention and MLP ("module"), or a whole stream ("stack"). With a ``budget``, in bytes,
-    modules where their buffers fit in it.
+    """What is taken for a feature: every attention and MLP ("module"), or a whole residual stream ("stack").
+
+    With a ``budget``, in bytes, modules where their buffers fit in it.
     """
 
     granularity: str = "module"

@@ -16,7 +16,7 @@ after. With six rows and more little is gained.
 from torch import fx
 
 from taylorseer_fx.compat import force_stride_order, get_computation_dtype
-from taylorseer_fx.passes.clean_up import eliminate_dead_code
+from taylorseer_fx.passes.effects import eliminate_dead_code
 from taylorseer_fx.passes.emit import Emit, cast, copied, emitter, graph_fake_mode, standing_for
 from taylorseer_fx.passes.ops import aten, tensor_meta
 

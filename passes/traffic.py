@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
+from taylorseer_fx.passes.demands import Demands, demanded
 from taylorseer_fx.passes.emit import outputs
-from taylorseer_fx.passes.narrow import Demands, demanded
 from taylorseer_fx.passes.ops import CASTS, aten, dressed_input, is_heavy, packet, tensor_meta
 from taylorseer_fx.passes.sizes import hint
 from taylorseer_fx.passes.windows import num_elements

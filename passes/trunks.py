@@ -1,10 +1,11 @@
-"""What a tensor is a multiple of: the way back from a summand to the stream that it carries.
+"""What a tensor is a multiple of: the way back from a summand to the residual stream that it carries.
 
     %out = add(mul(%x, 0.7), %branch)               %x, by the factor 0.7
     %out = sub(%branch, view(mul(%gate, %x)))       %x, by %gate (or %gate, by %x: which of the two is for the caller to tell)
     %out = add(%x, %branch)                         %x, by no factor
 
-Only what has the shape of a product can be the stream in it, and a numerator only: a factor may be broadcast, a stream is not.
+Only what has the shape of a product can be the residual stream in it, and a numerator only: a factor may be broadcast, a residual
+stream is not.
 """
 
 from collections.abc import Iterator
@@ -49,7 +50,8 @@ def is_sum(node: fx.Node) -> bool:
 def summands(node: fx.Node) -> list[Summand]:
     """Everything that a sum may carry on, what is multiplied least first; then, what has the shape of the sum without dress.
 
-    What nothing but this sum reads feeds no branch; it may still be a later state of a stream that does, if it is a sum itself.
+    What nothing but this sum reads feeds no branch; it may still be a later state of a residual stream that does, if it is a sum
+    itself.
     """
     left, right = node.all_input_nodes
     found = [

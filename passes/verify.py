@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 
 from torch import fx
 
-from taylorseer_fx.passes.dataflow import is_mutation
+from taylorseer_fx.passes.effects import is_mutation
 from taylorseer_fx.passes.ops import aten
 
 

@@ -12,7 +12,7 @@ from taylorseer_fx.runtime.boxed import BoxedCallable
 from taylorseer_fx.runtime.buffers import Argument
 from taylorseer_fx.runtime.clock import GraphCall
 from taylorseer_fx.runtime.conditioning import read_conditioning, read_samples
-from taylorseer_fx.runtime.cuda_graphs import GraphedVariant
+from taylorseer_fx.runtime.cuda_graphs import CapturedVariant
 from taylorseer_fx.runtime.scope import Reading
 
 
@@ -38,18 +38,18 @@ class GraphInfo:
 
 @dataclass(frozen=True)
 class CompiledVariant:
-    """A compiled step kind; ``pick`` takes its inputs from all inputs, coefficients and buffers. ``graphed``: run by captures."""
+    """A compiled step kind. ``pick`` takes its inputs from all inputs, coefficients and buffers; ``captured`` runs it so."""
 
     run: BoxedCallable
     pick: Callable[[Sequence[Any]], Sequence[Any]]
-    graphed: GraphedVariant | None = None
+    captured: CapturedVariant | None = None
 
 
-def picker(kept: Sequence[int]) -> Callable[[Sequence[Any]], Sequence[Any]]:
-    """The items at ``kept``, as a sequence whatever their number."""
-    if len(kept) == 1:
-        return lambda items: (items[kept[0]],)
-    return itemgetter(*kept) if kept else lambda _: ()
+def picker(positions: Sequence[int]) -> Callable[[Sequence[Any]], Sequence[Any]]:
+    """The items at ``positions``, as a sequence whatever their number."""
+    if len(positions) == 1:
+        return lambda items: (items[positions[0]],)
+    return itemgetter(*positions) if positions else lambda _: ()
 
 
 _MANY = 256  # elements; from here on the extremes are taken by torch, not by Python

@@ -2,7 +2,7 @@
 
 Workflow, for each variant (the FULL or the FORECAST graph) and each set of input shapes:
 
-1. The first call runs as compiled, on the side stream that captures are made on: libraries load, cuBLAS makes its workspaces,
+1. The first call runs as compiled, on the CUDA stream that captures are made on: libraries load, cuBLAS makes its workspaces,
    kernels are tuned.
 2. A later call with static inputs (weights and derivative buffers) at addresses that were not captured yet copies the other
    inputs into staging memory, captures the variant over both, and replays the capture. A capture executes nothing, so a full
@@ -97,14 +97,14 @@ class CudaGraphs:
         self.lock = threading.RLock()
         self.num_captures = self.num_replays = 0
         self._captures_a_state, self._num_states = captures_a_state, num_states
-        self._variants: list[GraphedVariant] = []
+        self._variants: list[CapturedVariant] = []
         self._uses = itertools.count()
 
-    def wrap(self, name: str, run: BoxedCallable, plan: CapturePlan) -> "GraphedVariant | None":
+    def wrap(self, name: str, run: BoxedCallable, plan: CapturePlan) -> "CapturedVariant | None":
         """What runs a variant by captures; None where it runs as it is, which is said unless it is on no device of ours."""
         if plan.device is None or plan.device.type != self.api.device_type:
             return None
-        variant = GraphedVariant(self, name, run, plan, plan.device)
+        variant = CapturedVariant(self, name, run, plan, plan.device)
         self._variants.append(variant)
         if plan.obstacle:
             variant.say_not_captured(plan.obstacle)
@@ -119,11 +119,11 @@ class CudaGraphs:
 
     @property
     def limit(self) -> int:
-        """Captures that are kept: those of all streams, twice, for their buffers may lie elsewhere in the next generation."""
+        """The number of captures to hold: twice those of all streams, whose buffers may lie elsewhere in the next generation."""
         return max(MIN_LIMIT, 2 * (self._captures_a_state * self._num_states() + len(self._variants)))
 
     @property
-    def num_kept(self) -> int:
+    def num_held(self) -> int:
         return sum(len(variant.captures()) for variant in self._variants)
 
     def describe(self) -> tuple[str, ...]:
@@ -145,7 +145,7 @@ class CudaGraphs:
         self.num_replays += 1
 
 
-class GraphedVariant:
+class CapturedVariant:
     """One variant, run by captures."""
 
     def __init__(self, graphs: CudaGraphs, name: str, run: BoxedCallable, plan: CapturePlan, device: torch.device) -> None:
@@ -225,7 +225,7 @@ class GraphedVariant:
             return None
         shape.staging, shape.captures[self._anchor(inputs)] = staging, capture
         self._graphs.note_capture(capture)
-        log.debug("captured %s: %d captures made, %d kept", self._name, self._graphs.num_captures, self._graphs.num_kept)
+        log.debug("captured %s: %d captures made, %d held", self._name, self._graphs.num_captures, self._graphs.num_held)
         return capture
 
     def _replay(self, capture: Capture, inputs: list[Any]) -> list[Any]:

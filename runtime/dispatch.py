@@ -15,7 +15,7 @@ from taylorseer_fx.passes.steps import StepKind
 from taylorseer_fx.runtime.buffers import Argument, BufferLayout
 from taylorseer_fx.runtime.calls import CompiledVariant, GraphInfo
 from taylorseer_fx.runtime.coefficients import DifferenceHistory, Row, SnapshotHistory
-from taylorseer_fx.runtime.graph_api import is_capturing, stream_reader
+from taylorseer_fx.runtime.graph_api import cuda_stream_reader, is_capturing
 from taylorseer_fx.runtime.state import Runtime, StreamState
 from taylorseer_fx.runtime.streams import MAX_STREAMS
 from taylorseer_fx.runtime.ticks import Role, Tick
@@ -28,7 +28,7 @@ class Observer:
 
     def __init__(self, runtime: Runtime, info: GraphInfo, variant: CompiledVariant, is_part: bool) -> None:
         self._runtime, self._info, self._is_part = runtime, info, is_part
-        self._run = variant.graphed or variant.run
+        self._run = variant.captured or variant.run
 
     def __call__(self, args: list[Argument]) -> Sequence[Any]:
         runtime, scope = self._runtime, self._runtime.scopes.get()
@@ -62,7 +62,7 @@ class Dispatcher:
         self._num_coefficients = 2 if runtime.storage.keeps_differences else 1
         self._dtype, self._device = coefficient_dtype, layout.templates[0].device
         self._coefficients: dict[tuple[int, Row], Tensor] = {}
-        self._current_stream = stream_reader(self._device)
+        self._current_stream = cuda_stream_reader(self._device)
 
     def __call__(self, args: list[Argument]) -> Sequence[Any]:
         scope = self._runtime.scopes.get()
@@ -104,7 +104,7 @@ class Dispatcher:
         tensors = [self._tensor(row) if row else None for row in coefficients[: self._num_coefficients]]
         inputs = list(variant.pick((*args, *tensors, *state.buffers)))
         args.clear()
-        return variant.run(inputs) if variant.graphed is None else variant.graphed(inputs, state.layout[1])
+        return variant.run(inputs) if variant.captured is None else variant.captured(inputs, state.layout[1])
 
     def _tensor(self, values: Row) -> Tensor:
         """A small tensor of coefficients. Few distinct ones exist, so each is made once, for each stream of the device."""

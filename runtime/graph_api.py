@@ -3,7 +3,7 @@ GPU.
 
 A capture runs Python and enqueues nothing: kernels are noted with the addresses they would have been launched with. Only a
 replay executes them. Every capture of a backend on one device allocates from one pool, so replays must not overlap in time; on
-one stream they do not, and ``follow`` makes another stream wait for the one before it.
+one CUDA stream they do not, and ``follow`` makes another CUDA stream wait for the one before it.
 """
 
 from collections.abc import Callable
@@ -20,8 +20,8 @@ from taylorseer_fx.compat import current_cuda_stream, end_allocation_to_pool
 T = TypeVar("T")
 
 
-def stream_reader(device: torch.device) -> Callable[[], int]:
-    """Tells one current stream of ``device`` from another; cheap, and 0 where there are no streams."""
+def cuda_stream_reader(device: torch.device) -> Callable[[], int]:
+    """Tells one current CUDA stream of ``device`` from another; cheap, and 0 where there are none."""
     if device.type != "cuda":
         return lambda: 0
     index = device.index
@@ -29,7 +29,7 @@ def stream_reader(device: torch.device) -> Callable[[], int]:
 
 
 def is_capturing(device: torch.device) -> bool:
-    """Is the caller capturing a CUDA graph on the current stream?"""
+    """Is the caller capturing a CUDA graph on the current CUDA stream?"""
     return device.type == "cuda" and bool(cuda.is_current_stream_capturing())
 
 
@@ -37,7 +37,7 @@ class Graph(Protocol):
     """A capture that can be executed."""
 
     def replay(self) -> None:
-        """Enqueue it on the current stream."""
+        """Enqueue it on the current CUDA stream."""
         ...
 
 
@@ -47,29 +47,30 @@ class GraphApi(Protocol):
     device_type: str
 
     def is_capturing(self) -> bool:
-        """Is the caller capturing a graph of its own on the current stream?"""
+        """Is the caller capturing a graph of its own on the current CUDA stream?"""
         ...
 
     def warm_up(self, device: torch.device, run: Callable[[], T]) -> T:
-        """Execute ``run`` as it will be captured: on the stream of captures, in order with the current one."""
+        """Execute ``run`` as it will be captured: on the CUDA stream of captures, in order with the current one."""
         ...
 
     def capture(self, device: torch.device, run: Callable[[], T], make_room: bool) -> tuple[Graph, T]:
         """What ``run`` does as a graph, and what it returned: tensors in the pool, with nothing in them before a replay.
 
-        Whatever ``run`` raises is raised, with the capture ended and the current stream as it was. ``make_room``: hand unused
-        memory back first, for the pool may grow.
+        Whatever ``run`` raises is raised, with the capture ended and the current CUDA stream as it was.
+
+        ``make_room``: hand unused memory back first, for the pool may grow.
         """
         ...
 
     def follow(self, device: torch.device) -> None:
-        """What the current stream does from now on comes after what other streams did with the pool."""
+        """What the current CUDA stream does from now on comes after what other CUDA streams did with the pool."""
         ...
 
 
 @dataclass
 class _Place:
-    """The stream of captures on one device, their pool, and who used it last."""
+    """The CUDA stream of captures on one device, their pool, and who used it last."""
 
     side: Any
     pool: Any
@@ -100,7 +101,7 @@ class CudaGraphApi:
                 current.wait_stream(place.side)
 
     def capture(self, device: torch.device, run: Callable[[], T], make_room: bool) -> tuple[Graph, T]:
-        """Not by ``torch.cuda.graph``: where ending a capture fails, that leaves the capturing stream the current one."""
+        """Not by ``torch.cuda.graph``: where ending a capture fails, that leaves the capturing CUDA stream the current one."""
         with cuda.device(device):
             if make_room:
                 cuda.synchronize()
@@ -132,13 +133,13 @@ class CudaGraphApi:
     def _place(self, device: torch.device) -> _Place:
         place = self._places.get(device)
         if place is None:
-            place = self._places[device] = _Place(_new_stream(device), cuda.graph_pool_handle())
+            place = self._places[device] = _Place(_new_cuda_stream(device), cuda.graph_pool_handle())
         return place
 
 
-def _new_stream(device: torch.device) -> Any:
-    stream: Callable[..., Any] = cuda.Stream
-    return stream(device)
+def _new_cuda_stream(device: torch.device) -> Any:
+    make: Callable[..., Any] = cuda.Stream
+    return make(device)
 
 
 def _abandon(graph: Any, place: _Place, device: torch.device) -> None:

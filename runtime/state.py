@@ -52,7 +52,7 @@ class Runtime:
     scopes: ScopeVariable = field(default_factory=ScopeVariable)
     counters: Counters = field(default_factory=Counters)
     states: dict[tuple[StreamKey, Role], StreamState] = field(default_factory=dict)
-    graphs: CudaGraphs | None = None
+    cuda_graphs: CudaGraphs | None = None
     peak_buffer_bytes: int = 0
     peak_states: int = 0
     has_regions: bool = False  # in some graph compiled so far
@@ -66,7 +66,7 @@ class Runtime:
     def capture_with(self, api: GraphApi) -> None:
         """Run what is on devices of ``api`` by captures."""
         turns = 1 if self.storage.keeps_differences else self.storage.order + 1
-        self.graphs = CudaGraphs(api, self.notify, turns * len(StepKind), lambda: self.peak_states)
+        self.cuda_graphs = CudaGraphs(api, self.notify, turns * len(StepKind), lambda: self.peak_states)
 
     def note_peak(self) -> None:
         """Called after every allocation of buffers."""
@@ -85,8 +85,8 @@ class Runtime:
             self.swept.clear()
             self.changed.clear()
             self.clock.forget()
-        if self.graphs is not None:
-            self.graphs.clear()
+        if self.cuda_graphs is not None:
+            self.cuda_graphs.clear()
 
     def forget(self, scope_name: str | None, contexts: Collection[str] | None = None) -> None:
         """End the generations of a scope and free their buffers: of all scopes within it, or of the named ``contexts`` there."""

@@ -16,12 +16,13 @@ from taylorseer_fx.runtime.cuda_graphs import CapturePlan
 
 @dataclass(frozen=True)
 class VariantCode:
-    """The code of a step kind; ``kept`` are the positions of what it takes among all inputs, coefficients and buffers, and
-    ``capture`` tells of those, by their positions in ``kept``.
+    """The code of a step kind.
+
+    ``input_positions``: which of all inputs, coefficients and buffers it takes, in that order; ``capture`` counts among these.
     """
 
     run: BoxedCallable
-    kept: tuple[int, ...]
+    input_positions: tuple[int, ...]
     capture: CapturePlan
 
 

@@ -66,7 +66,7 @@ class TaylorSeerBackend:
         if config.cuda_graphs is not False:
             self._runtime.capture_with(graph_api if graph_api is not None else CudaGraphApi())
         self._attachments = Attachments(self._runtime)
-        self._graphs: list[CompiledGraph] = []
+        self._compiled_graphs: list[CompiledGraph] = []
         self._num_plain = 0  # graphs left alone for their gradients
 
     def __call__(self, gm: fx.GraphModule, example_inputs: Sequence[Any], **kwargs: Any) -> Callable[..., Any]:
@@ -79,7 +79,7 @@ class TaylorSeerBackend:
             self._num_plain += 1
             self._notify("gradients", GRADIENTS)
             return self._compile_plain(gm, example_inputs)
-        origin = GraphOrigin(graph_break_after(gm), is_part=bool(self._graphs) or is_called_from_python())
+        origin = GraphOrigin(graph_break_after(gm), is_part=bool(self._compiled_graphs) or is_called_from_python())
         tag = cache_tag(gm, self.config, origin.graph_break, origin.is_part)
         compile_traced = partial(self._compile_traced, origin, tag)
         with arriving(tag) as codes:
@@ -152,7 +152,7 @@ class TaylorSeerBackend:
         graph_of_place = {role: state.layout[0] for (_, role), state in self._runtime.states.items()}
         layers = Counter(graph_of_place.values())
         return describe_model(
-            self._graphs, number, self.config, layers, self._describe_captures(), self._runtime.clock.time_taken()
+            self._compiled_graphs, number, self.config, layers, self._describe_captures(), self._runtime.clock.time_taken()
         )
 
     def save_repro(self, folder: str | Path, graph: int | None = None) -> None:
@@ -168,40 +168,40 @@ class TaylorSeerBackend:
             NothingCompiledError, ConfigError: as for ``explain``.
             OSError: the folder cannot be written.
         """
-        passes = self._graphs[self._number(graph)].passes
+        passes = self._compiled_graphs[self._number(graph)].passes
         if not save(Path(folder), passes.graph(), passes.arguments):
             text = f"the graph cannot be stored, so {folder} holds it as text only, and there is nothing to replay."
             self._notify(f"save_repro {folder}", text)
 
     def _number(self, graph: int | None) -> int:
         """The graph that a caller asks for, counted from 0 or from the end."""
-        if not self._graphs:
+        if not self._compiled_graphs:
             raise NothingCompiledError(nothing_compiled(self._num_plain))
-        count = len(self._graphs)
+        count = len(self._compiled_graphs)
         if graph is not None and (isinstance(graph, bool) or not isinstance(graph, int) or not -count <= graph < count):
             raise ConfigError("graph", f"None or an int of {-count} to {count - 1}", graph, f"There are {count} graphs.")
         if graph is None:
-            return max((i for i, entry in enumerate(self._graphs) if entry.numbers.regions), default=-1)
+            return max((i for i, entry in enumerate(self._compiled_graphs) if entry.numbers.regions), default=-1)
         return graph
 
     def _describe_captures(self) -> tuple[str, ...]:
-        graphs = self._runtime.graphs
-        if graphs is None:
+        cuda_graphs = self._runtime.cuda_graphs
+        if cuda_graphs is None:
             return ("off: cuda_graphs=False",)
-        return graphs.describe() or (f"off: the model is on no {graphs.api.device_type.upper()} device",)
+        return cuda_graphs.describe() or (f"off: the model is on no {cuda_graphs.api.device_type.upper()} device",)
 
     def stats(self) -> Stats:
         """Calls by step kind, streams, compiles, CUDA graphs captured and replayed, and allocated bytes."""
-        counters, graphs = self._runtime.counters, self._runtime.graphs
+        counters, cuda_graphs = self._runtime.counters, self._runtime.cuda_graphs
         return Stats(
             full_calls=counters.calls[StepKind.FULL],
             forecast_calls=counters.calls[StepKind.FORECAST],
             unforecast_calls=counters.unforecast_calls,
             streams=len({stream for stream, _ in self._runtime.states}),
-            graphs=len(self._graphs),
+            graphs=len(self._compiled_graphs),
             compiles=counters.compiles,
-            captures=graphs.num_captures if graphs is not None else 0,
-            replays=graphs.num_replays if graphs is not None else 0,
+            captures=cuda_graphs.num_captures if cuda_graphs is not None else 0,
+            replays=cuda_graphs.num_replays if cuda_graphs is not None else 0,
             buffer_bytes=self._runtime.buffer_bytes,
             peak_buffer_bytes=max(self._runtime.peak_buffer_bytes, self._runtime.buffer_bytes),
         )
@@ -212,7 +212,7 @@ class TaylorSeerBackend:
     def _install(self, origin: GraphOrigin, steps: CompiledSteps) -> BoxedCallable:
         """What runs the code of a graph, compiled or loaded, as part of this backend's model."""
         runtime = self._runtime
-        info = GraphInfo(len(self._graphs), steps.inputs)
+        info = GraphInfo(len(self._compiled_graphs), steps.inputs)
         if steps.layout is None or steps.coefficient_dtype is None:
             self._no_regions(steps.found, origin)
             is_part = origin.is_part_of_model
@@ -227,20 +227,20 @@ class TaylorSeerBackend:
             runtime.has_regions = True
             run = Dispatcher(runtime, info, variants, steps.layout, steps.coefficient_dtype)
         runtime.counters.compiles += len(steps.variants)
-        self._graphs.append(CompiledGraph(steps.passes, steps.numbers, origin.graph_break))
+        self._compiled_graphs.append(CompiledGraph(steps.passes, steps.numbers, origin.graph_break))
         runtime.clock.has_time_inputs |= steps.inputs.has_time
         return run
 
     def _variant(self, name: str, code: VariantCode) -> CompiledVariant:
-        graphs = self._runtime.graphs
-        name = f"{name} (graph {len(self._graphs)})" if self._graphs else name
-        graphed = graphs.wrap(name, code.run, code.capture) if graphs is not None else None
-        return CompiledVariant(code.run, picker(code.kept), graphed)
+        cuda_graphs = self._runtime.cuda_graphs
+        name = f"{name} (graph {len(self._compiled_graphs)})" if self._compiled_graphs else name
+        captured = cuda_graphs.wrap(name, code.run, code.capture) if cuda_graphs is not None else None
+        return CompiledVariant(code.run, picker(code.input_positions), captured)
 
     def _must_be_capturable(self, steps: CompiledSteps) -> None:
-        graphs = self._runtime.graphs
+        cuda_graphs = self._runtime.cuda_graphs
         device = steps.variants[StepKind.FULL].capture.device
-        if self.config.cuda_graphs and graphs is not None and (device is None or device.type != graphs.api.device_type):
+        if self.config.cuda_graphs and cuda_graphs is not None and (device is None or device.type != cuda_graphs.api.device_type):
             raise ConfigError("cuda_graphs", f"None or False for a model on {device}", True, "CUDA graphs are for CUDA devices.")
 
     def _compile_plain(self, gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
@@ -253,7 +253,7 @@ class TaylorSeerBackend:
     def _no_regions(self, found: RegionSet, origin: GraphOrigin) -> None:
         if origin.is_part_of_model:
             self._rejected(found)
-            breaks = (entry.graph_break for entry in self._graphs if entry.graph_break is not None)
+            breaks = (entry.graph_break for entry in self._compiled_graphs if entry.graph_break is not None)
             self._notify("graph breaks", broken(next(breaks, origin.graph_break)))
         else:
             self._notify("no regions", nothing_to_forecast(found) + "\nCompiled as plain torch.compile would.")
@@ -304,7 +304,7 @@ def taylorseer_backend(
         compiler: "inductor", or "eager" to run the specialised graphs uncompiled, for tests and debugging.
         compiler_options: options of Inductor, as ``torch.compile(options=...)`` takes them.
         on_no_regions: what to do with a graph without attention or MLP: "error", or "warn" and compile it plainly.
-        disabled_passes: names of optional passes to do without, for tests and debugging: "find_kept", "find_cut_branches",
+        disabled_passes: names of optional passes to do without, for tests and debugging: "find_stored", "find_cut_branches",
             "narrow", "sum_few_rows", "fold_repeats". Results stay right; ``explain()`` lists what was left out.
 
     Returns:

@@ -53,11 +53,10 @@ def _add_plan(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -
     plan.add_argument("model", nargs="?", help="a name of --list")
     plan.add_argument("--list", action="store_true", dest="list_models", help="the models known by name")
     plan.add_argument("--steps", type=int, help="denoising steps (default: what the model's pipeline defaults to)")
-    plan.add_argument("--interval", type=int, default=5, help="default: %(default)s")
-    plan.add_argument("--warmup", type=int, default=3, help="default: %(default)s")
-    plan.add_argument(
-        "--full-steps", type=_step_list, metavar="0,1,4,...", help="the executed steps, in place of interval and warm-up"
-    )
+    plan.add_argument("--interval", type=int, help="steps from one full step to the next (default: as the backend's)")
+    plan.add_argument("--warmup", type=int, help="full steps at the beginning (default: as the backend's)")
+    plan.add_argument("--full-steps", type=_step_list, metavar="0,1,4,...", help="the full steps, in place of both")
+    plan.add_argument("--buffer-dtype", help="of the buffers, such as bfloat16 (default: the features' own)")
     plan.set_defaults(run=_plan)
 
 
@@ -70,7 +69,7 @@ def _plan(args: argparse.Namespace) -> int:
 
     with _without_torchao():
         from taylorseer_fx.bench.geometries import GEOMETRIES
-        from taylorseer_fx.bench.plan_command import PlanSettings, list_models, print_plan
+        from taylorseer_fx.bench.plan_command import PLANNED_SETTINGS, PlanSettings, list_models, print_plan
     from taylorseer_fx.errors import ConfigError
 
     if args.list_models:
@@ -79,8 +78,8 @@ def _plan(args: argparse.Namespace) -> int:
     if args.model not in GEOMETRIES:
         return _unknown("model", args.model, list(GEOMETRIES))
     try:
-        settings = PlanSettings(args.steps, args.interval, args.warmup, args.full_steps)
-        print_plan(args.model, settings, Console())
+        given = {name: value for name in PLANNED_SETTINGS if (value := getattr(args, name)) is not None}
+        print_plan(args.model, PlanSettings(args.steps, given), Console())
     except ConfigError as error:
         print(f"taylorseer-fx plan: {error}", file=sys.stderr)
         return 2

@@ -87,12 +87,12 @@ def compile_variants(
     for kind in reversed(StepKind):  # the full graph last: what it reports of its outputs is what AOTAutograd is to see
         if kind in result.lowered:
             variant = result.lowered[kind]
-            variant_inputs = [every_input[i] for i in variant.kept]
-            variant_static = tuple(i for i, position in enumerate(variant.kept) if position in static)
+            variant_inputs = [every_input[i] for i in variant.input_positions]
+            variant_static = tuple(i for i, position in enumerate(variant.input_positions) if position in static)
             plan = plan_capture(variant.gm, variant_inputs, variant_static)  # Inductor works in the graph: read it before
             with _settings_of(kind, result.target):
                 run = compile_graph(variant.gm, variant_inputs, variant_static)
-            compiled[kind] = VariantCode(run, variant.kept, plan)
+            compiled[kind] = VariantCode(run, variant.input_positions, plan)
     return compiled
 
 

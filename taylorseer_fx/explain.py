@@ -115,8 +115,8 @@ class Report(GraphNumbers):
         for region in self.regions:
             for i, feature in enumerate(region.features):
                 name = (region.path, region.kind) if i == 0 else ("", "")
-                rows.append((*name, _shape_text(feature), feature.kept or "all", format_bytes(feature.buffer_bytes)))
-        return format_table(("region", "kind", "feature", "kept", "buffers"), rows, right=(4,))
+                rows.append((*name, _shape_text(feature), feature.stored or "all", format_bytes(feature.buffer_bytes)))
+        return format_table(("region", "kind", "feature", "stored", "buffers"), rows, right=(4,))
 
     def _rejected(self) -> str:
         return "\n".join(["executed in every step:", *(f"  {entry}" for entry in self.rejected)]) if self.rejected else ""

@@ -11,12 +11,12 @@ from torch import Tensor, fx
 
 from taylorseer_fx.compat import suppress_guards
 from taylorseer_fx.errors import TaylorSeerWarning
+from taylorseer_fx.passes.buffer_bytes import num_buffer_bytes
+from taylorseer_fx.passes.demands import all_demanded
 from taylorseer_fx.passes.emit import graph_fake_mode
 from taylorseer_fx.passes.failures import failure_report
-from taylorseer_fx.passes.find_kept import num_buffer_bytes
 from taylorseer_fx.passes.flops import count_flops
 from taylorseer_fx.passes.module_path import source_line
-from taylorseer_fx.passes.narrow import all_demanded
 from taylorseer_fx.passes.pipeline import PassResult
 from taylorseer_fx.passes.read_whole import ReadWhole, find_read_whole
 from taylorseer_fx.passes.regions import Region, Rejected
@@ -37,7 +37,7 @@ class FeatureInfo:
 
     shape: tuple[int | str, ...]
     dtype: torch.dtype
-    kept: str
+    stored: str
     buffer_bytes: int
 
 
@@ -154,8 +154,8 @@ def _describe_region(region: Region, storage: Storage) -> RegionInfo:
     for feature in region.features:
         value = feature.node.meta["val"]
         shape = tuple(size if isinstance(size, int) else str(size) for size in value.shape)
-        kept = "unread" if feature.kept is None else window_text(feature.kept)
-        features.append(FeatureInfo(shape, value.dtype, kept, num_buffer_bytes(feature, storage)))
+        stored = "unread" if feature.stored_window is None else window_text(feature.stored_window)
+        features.append(FeatureInfo(shape, value.dtype, stored, num_buffer_bytes(feature, storage)))
     return RegionInfo(region.path, region.kind.value, tuple(features), len(region.nodes))
 
 

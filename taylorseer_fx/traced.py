@@ -14,7 +14,7 @@ from taylorseer_fx.errors import NoRegionsError, PassError
 from taylorseer_fx.graph_breaks import GraphBreak
 from taylorseer_fx.messages import nothing_to_forecast
 from taylorseer_fx.numbers import count_if_possible
-from taylorseer_fx.passes.find_kept import num_buffer_bytes
+from taylorseer_fx.passes.buffer_bytes import num_buffer_bytes
 from taylorseer_fx.passes.lower import AS_IT_IS
 from taylorseer_fx.passes.pipeline import PassResult, run_passes
 from taylorseer_fx.passes.plain_graph import PlainGraph

@@ -22,7 +22,7 @@ BUFFER_DTYPE = (
     "None or one of torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.float8_e5m2, torch.float8_e4m3fn"
 )
 
-DISABLED_PASSES = "a list of 'find_kept', 'find_cut_branches', 'narrow', 'sum_few_rows', 'fold_repeats'"
+DISABLED_PASSES = "a list of 'find_stored', 'find_cut_branches', 'narrow', 'sum_few_rows', 'fold_repeats'"
 
 BAD = [
     ("order", 5, "an int of 0 to 4"),

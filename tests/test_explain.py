@@ -83,12 +83,12 @@ class TestText(TestCase):
         self.assertExpectedInline(
             section(report, "region"),
             """\
-region                       kind       feature             kept   buffers
----------------------------  ---------  ------------------  ----  --------
-transformer_blocks.0.attn1   attention  float32[2, 16, 32]  all   8.00 KiB
-transformer_blocks.0.ff.net  mlp        float32[2, 16, 32]  all   8.00 KiB
-transformer_blocks.1.attn1   attention  float32[2, 16, 32]  all   8.00 KiB
-transformer_blocks.1.ff.net  mlp        float32[2, 16, 32]  all   8.00 KiB""",
+region                       kind       feature             stored   buffers
+---------------------------  ---------  ------------------  ------  --------
+transformer_blocks.0.attn1   attention  float32[2, 16, 32]  all     8.00 KiB
+transformer_blocks.0.ff.net  mlp        float32[2, 16, 32]  all     8.00 KiB
+transformer_blocks.1.attn1   attention  float32[2, 16, 32]  all     8.00 KiB
+transformer_blocks.1.ff.net  mlp        float32[2, 16, 32]  all     8.00 KiB""",
         )
 
     def test_summary(self):
@@ -116,9 +116,9 @@ CUDA graphs:   off: the model is on no CUDA device""",
         self.assertExpectedInline(
             section(report, "region") + "\n\n" + "\n".join(section(report, "granularity").splitlines()[:2]),
             """\
-region              kind   feature             kept   buffers
-------------------  -----  ------------------  ----  --------
-transformer_blocks  stack  float32[2, 16, 32]  all   8.00 KiB
+region              kind   feature             stored   buffers
+------------------  -----  ------------------  ------  --------
+transformer_blocks  stack  float32[2, 16, 32]  all     8.00 KiB
 
 granularity:   stack
 1 regions (1 stack), 1 features, 0 rejected""",
@@ -130,7 +130,7 @@ granularity:   stack
         self.assertExpectedInline(
             section(report, "region"),
             """\
-region  kind       feature        kept    buffers
+region  kind       feature        stored  buffers
 ------  ---------  -------------  ------  -------
 joint   attention  float32[2, 4]  unread      0 B
                    float32[3, 4]  all        96 B
@@ -195,7 +195,7 @@ class TestData:
     def test_kept_bytes(self):
         """Nothing is allocated for what is unread, and only the image's three tokens for the rest."""
         features = [f for region in explain(Joined(), torch.randn(3, 4), torch.randn(2, 4)).regions for f in region.features]
-        assert [(f.shape, f.kept, f.buffer_bytes) for f in features] == [
+        assert [(f.shape, f.stored, f.buffer_bytes) for f in features] == [
             ((2, 4), "unread", 0),
             ((3, 4), "", 96),
             ((5, 4), "[2:5]", 96),

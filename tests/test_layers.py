@@ -107,3 +107,11 @@ def test_private_names_of_torch_are_in_one_file():
     for name, path in files().items():
         text = re.sub(r'"[^"\n]*"', "", re.sub(r'""".*?"""', "", path.read_text(), flags=re.DOTALL))  # a message may name one
         assert name == "taylorseer_fx.compat" or not private.findall(text), name
+
+
+def test_passes_speak_of_residual_streams():
+    """A stream is a sequence of calls (docs/glossary.md), of which graphs know nothing."""
+    about_calls = {"storage", "pipeline", "call_inputs", "lower"}
+    for path in Path(taylorseer_fx.passes.__path__[0]).glob("*.py"):
+        text = re.sub(r"residual\s+streams?", "", path.read_text())
+        assert path.stem in about_calls or not re.search(r"\bstreams?\b", text), path.name

@@ -11,11 +11,11 @@ from taylorseer_fx import TaylorSeerWarning, plan, taylorseer_backend
 from taylorseer_fx.cache import StepCode, arriving
 from taylorseer_fx.compile import make_eager
 from taylorseer_fx.errors import PassError
-from taylorseer_fx.passes import find_kept as find_kept_module
 from taylorseer_fx.passes import find_stack as find_stack_module
+from taylorseer_fx.passes import find_stored as find_stored_module
 from taylorseer_fx.passes import lower, pipeline, window_rules
-from taylorseer_fx.passes.find_kept import find_kept
 from taylorseer_fx.passes.find_stack import find_stack
+from taylorseer_fx.passes.find_stored import find_stored
 from taylorseer_fx.passes.lower import TARGETS
 from taylorseer_fx.passes.ops import aten
 from taylorseer_fx.passes.pipeline import run_passes
@@ -26,12 +26,12 @@ from taylorseer_fx.remade import StoredPasses
 from taylorseer_fx.traced import GraphOrigin
 from tests.composition.session import Session, tiny_zoo
 from tests.graphs import Found, Traced, find, find_stacks, render, trace, two_layers
-from tests.passes.test_find_kept import D, Ending, Flux
-from tests.passes.test_find_kept import inputs as flux_inputs
+from tests.passes.test_find_stored import D, Ending, Flux
+from tests.passes.test_find_stored import inputs as flux_inputs
 from tests.zoo import tiny, tiny_inputs
 
 PASSES = {
-    "find_kept": "find_kept",
+    "find_stored": "find_stored",
     "narrow": "narrow_forecast",
     "sum_few_rows": "sum_few_rows_forecast",
     "fold_repeats": "fold_repeats_forecast",
@@ -108,7 +108,7 @@ class TestOptional:
         monkeypatch.setitem(window_rules._RULES, aten.addmm, Rule(fail, fail))
         session = Session.of(tiny_zoo())
         messages = said_by(session.check)
-        assert [message.split("'")[1] for message in messages] == ["find_kept", "narrow_forecast"]
+        assert [message.split("'")[1] for message in messages] == ["find_stored", "narrow_forecast"]
         (full, forecast) = said_by(lambda: session.backend.explain())
         assert "the bytes that explain() tells of the full step are too many" in full
         assert "of the forecast step" in forecast
@@ -204,15 +204,15 @@ class TestStrict:
 class TestUnharmed:
     """A pass that adds nodes to its graph and fails on the way has added none."""
 
-    def test_find_kept(self, monkeypatch):
+    def test_find_stored(self, monkeypatch):
         """Here after a part of a base was added."""
         found = find_stacks(Ending(), torch.randn(5, D))
-        self.check(monkeypatch, found, find_kept_module, "region_border", lambda: find_kept(found.gm.graph, found.regions))
+        self.check(monkeypatch, found, find_stored_module, "region_border", lambda: find_stored(found.gm.graph, found.regions))
 
     def test_find_stack(self, monkeypatch):
         """Here after its entries were added."""
         found = find(Flux(), *flux_inputs())
-        self.check(monkeypatch, found, find_stack_module, "order_of", lambda: find_stack(found.gm.graph, ()))
+        self.check(monkeypatch, found, find_stack_module, "positions_of", lambda: find_stack(found.gm.graph, ()))
 
     def check(self, monkeypatch, found: Found, module: Any, failing: str, run: Callable[[], Any]) -> None:
         """The pass calls ``failing`` when it has added nodes already."""

@@ -100,7 +100,7 @@ class TestFailingPass:
         assert (folder / PASSES).is_file()
         assert main([str(folder)]) == 1
         printed = capsys.readouterr()
-        assert "find_kept " in printed.out
+        assert "find_stored " in printed.out
         assert "'guard_regions' failed: no such luck" in printed.err
         assert "in fail\n" in printed.err
         monkeypatch.undo()

@@ -1,38 +1,48 @@
 """``taylorseer-fx plan MODEL``: what forecasting costs and saves on a full-size model, without weights and without a GPU."""
 
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from rich.console import Console
 from rich.table import Table
 
 from taylorseer_fx.bench.geometries import GEOMETRIES, Geometry
-from taylorseer_fx.config import MAX_ORDER, BackendConfig
+from taylorseer_fx.config import GRANULARITIES, MAX_ORDER, BackendConfig
 from taylorseer_fx.planning import Plan, plan_each
 from taylorseer_fx.runtime.schedule import Schedule
 from taylorseer_fx.text import format_bytes, format_flops
 
+# Settings of the backend that the command takes as options. Orders are the table's rows, granularities its columns, and a
+# memory budget would choose one of these.
+PLANNED_SETTINGS = ("interval", "warmup", "full_steps", "buffer_dtype")
+
 
 @dataclass(frozen=True)
 class PlanSettings:
-    """Schedule of the plan: by interval and warm-up, or ``full_steps`` as a list; ``num_steps`` None is what the model's pipeline
-    defaults to, ``orders`` those to count buffers of.
+    """What to plan.
+
+    ``num_steps``: None for the default of the model's pipeline; ``given``: settings of ``PLANNED_SETTINGS``; ``orders``: those
+    to count buffers for.
     """
 
     num_steps: int | None = None
-    interval: int = 5
-    warmup: int = 3
-    full_steps: tuple[int, ...] | None = None
+    given: Mapping[str, Any] = field(default_factory=dict)
     orders: tuple[int, ...] = tuple(range(MAX_ORDER + 1))
 
     def configs(self) -> list[BackendConfig]:
-        """One of each granularity and order."""
+        """One for each granularity and order.
+
+        Raises:
+            ConfigError: a setting is out of range.
+        """
+        given = dict(self.given)
+        if "buffer_dtype" in given:
+            given["buffer_dtype"] = getattr(torch, given["buffer_dtype"], given["buffer_dtype"])
         return [
-            BackendConfig(order, self.interval, self.warmup, self.full_steps, granularity)
-            for granularity in ("module", "stack")
-            for order in self.orders
+            BackendConfig(order=order, granularity=granularity, **given) for granularity in GRANULARITIES for order in self.orders
         ]
 
 
@@ -68,7 +78,7 @@ def print_plan(name: str, settings: PlanSettings, console: Console) -> None:
     console.print(f"full steps     {len(full)} of {first.num_steps}: {', '.join(map(str, full))}", highlight=False)
     console.print(f"full step      {format_flops(first.flops_full)} a call\n", highlight=False)
     table = Table(header_style="bold", box=None, pad_edge=False)
-    by_granularity = {name: [plan for found_name, plan in found if found_name == name] for name in ("module", "stack")}
+    by_granularity = {name: [plan for found_name, plan in found if found_name == name] for name in GRANULARITIES}
     for heading in ("", *by_granularity):
         table.add_column(heading, justify="right" if heading else "left", min_width=16)
     for row in zip(_headings(settings.orders), *map(_cells, by_granularity.values()), strict=True):

@@ -1,18 +1,20 @@
 """``taylorseer-fx plan`` and ``bench`` at tiny size, and the geometries that the first knows by name."""
 
 import dataclasses
+import inspect
 import json
 
 import pytest
 import torch
 
-from taylorseer_fx import cli
+from taylorseer_fx import cli, plan
 from taylorseer_fx.bench import models, plan_command, suite
 from taylorseer_fx.bench.geometries import GEOMETRIES, Geometry
 from taylorseer_fx.bench.methods.ours import Ours
 from taylorseer_fx.bench.methods.plain import FewerSteps, Plain
 from taylorseer_fx.bench.results import Report
 from taylorseer_fx.bench.workloads import tiny_pipelines
+from taylorseer_fx.config import BackendConfig
 
 PUBLISHED_BILLIONS = {  # parameters, as the models are known
     "FLUX.1-dev": 11.90,
@@ -81,9 +83,29 @@ def test_plan_counts_every_order_on_one_trace(tiny):
     assert len({plan.flops_total for plan in modules}) == 1
 
 
-def test_plan_settings(tiny, capsys):
-    assert cli.main(["plan", tiny, "--interval", "0"]) == 2
-    assert "interval must be an int of at least 1, got 0" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--interval", "0", "interval must be an int of at least 1, got 0"),
+        ("--buffer-dtype", "float7", "buffer_dtype must be None or one of"),
+        ("--buffer-dtype", "nn", "buffer_dtype must be None or one of"),
+    ],
+)
+def test_plan_settings(tiny, option, value, message, capsys):
+    assert cli.main(["plan", tiny, option, value]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_plan_covers_the_settings():
+    """Each one that ``plan`` counts by is an option, or a row or column of the table."""
+    in_table = {"order", "granularity", "memory_budget"}
+    counted_by = set(inspect.signature(plan).parameters) - {"model", "inputs", "num_steps"}
+    assert counted_by - in_table == set(plan_command.PLANNED_SETTINGS)
+
+
+def test_plan_by_default_is_the_backend_by_default():
+    first, *_ = plan_command.PlanSettings(orders=(BackendConfig().order,)).configs()
+    assert first == BackendConfig()
 
 
 def test_plan_list(capsys):

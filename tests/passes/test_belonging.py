@@ -7,7 +7,7 @@ import torch
 from expecttest import TestCase
 from torch import Tensor, nn
 
-from taylorseer_fx.passes.find_kept import find_kept
+from taylorseer_fx.passes.find_stored import find_stored
 from taylorseer_fx.passes.guard_regions import guard_regions
 from taylorseer_fx.passes.specialize import specialize
 from taylorseer_fx.passes.steps import StepKind
@@ -310,7 +310,7 @@ class TestSnapshots(TestCase):
             return x + m.positions[0](x.transpose(1, 2)).transpose(1, 2)
 
         modules, _ = both(wire, torch.randn(B, C, T))
-        gm = guard_regions(modules.gm, find_kept(modules.gm.graph, modules.regions), Storage(0))
+        gm = guard_regions(modules.gm, find_stored(modules.gm.graph, modules.regions), Storage(0))
         self.assertExpectedInline(
             render(specialize(gm, StepKind.FORECAST)),
             """\

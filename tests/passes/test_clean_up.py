@@ -28,7 +28,7 @@ class TestSnapshots(TestCase):
         """No product is left, no weight is taken, and both layers share the weights of the polynomial."""
         variant = clean_up(specialized(StepKind.FORECAST, *two_layers()))
         self.assertExpectedInline(
-            render(variant.gm) + f"\nkept: {variant.kept}",
+            render(variant.gm) + f"\ninputs: {variant.input_positions}",
             """\
 %arg1_1 : float32[3, 4]
 %arg2_1 : float32[4]
@@ -50,14 +50,14 @@ class TestSnapshots(TestCase):
 %mul5 = mul(%arg2_1, %add2) : float32[3, 4]
 %add3 = add(%add1, %mul5) : float32[3, 4]
 return (%add3)
-kept: (1, 2, 4, 5, 6, 7, 8)""",
+inputs: (1, 2, 4, 5, 6, 7, 8)""",
         )
 
     def test_full(self):
         """Neither the polynomial's weights are taken nor the snapshots that stay as they are."""
         variant = clean_up(specialized(StepKind.FULL, *two_layers()))
         self.assertExpectedInline(
-            render(variant.gm) + f"\nkept: {variant.kept}",
+            render(variant.gm) + f"\ninputs: {variant.input_positions}",
             """\
 %arg0_1 : float32[4, 4]
 %arg1_1 : float32[3, 4]
@@ -76,7 +76,7 @@ kept: (1, 2, 4, 5, 6, 7, 8)""",
 %copy_ = copy_(%feature0_b1, %mm) : float32[3, 4]
 %copy_1 = copy_(%feature1_b1, %mm1) : float32[3, 4]
 return (%add1)
-kept: (0, 1, 2, 3, 7, 8)""",
+inputs: (0, 1, 2, 3, 7, 8)""",
         )
 
 
@@ -106,7 +106,7 @@ class TestApplied:
         )
         variant = clean_up(gm)
         assert_ops_changed(gm, variant.gm, removed={"all_reduce": 1, "wait_tensor": 1, "exp": 1})
-        assert variant.kept == (1,)
+        assert variant.input_positions == (1,)
 
     def test_live_collectives_stay(self):
         gm = hand_made(lambda emit, x: (all_reduce(emit, x),), (3,))
@@ -117,18 +117,18 @@ class TestApplied:
         gm = hand_made(lambda emit, x, buffer: (emit(aten.copy_.default, buffer, emit(aten.exp.default, x)), x)[1:], (3,), (3,))
         variant = clean_up(gm)
         assert_ops_changed(gm, variant.gm)
-        assert variant.kept == (0, 1)
+        assert variant.input_positions == (0, 1)
 
     def test_unread_inputs_are_dropped(self):
         """``kept`` tells which positions remain, in order."""
         gm = hand_made(lambda emit, a, b, c, d: (emit(aten.sub.Tensor, d, b),), *[(3,)] * 4)
         variant = clean_up(gm)
-        assert variant.kept == (1, 3)
+        assert variant.input_positions == (1, 3)
         assert [node.name for node in variant.gm.graph.find_nodes(op="placeholder")] == ["x1", "x3"]
 
     def test_input_that_is_returned_is_kept(self):
         gm = hand_made(lambda emit, a, b: (b,), (3,), (3,))
-        assert clean_up(gm).kept == (1,)
+        assert clean_up(gm).input_positions == (1,)
 
     def test_input_graph_is_left_as_it_is(self):
         for kind in StepKind:
@@ -140,14 +140,14 @@ class TestApplied:
         gm = hand_made(lambda emit, x: (emit(aten.exp.default, x),), (3,))
         variant = clean_up(gm)
         assert render(variant.gm) == render(gm)
-        assert variant.kept == (0,)
+        assert variant.input_positions == (0,)
 
     def test_idempotent(self):
         for kind in StepKind:
             once = clean_up(specialized(kind, *two_layers()))
             twice = clean_up(once.gm)
             assert render(twice.gm) == render(once.gm)
-            assert twice.kept == tuple(range(len(once.kept)))
+            assert twice.input_positions == tuple(range(len(once.input_positions)))
 
     def test_every_node_has_its_value(self):
         for kind in StepKind:
@@ -166,7 +166,7 @@ class TestNumerics:
                 everything = (*traced.real_inputs, *own)
                 with torch.no_grad():
                     expected = gm(*traced.real_inputs, *state)
-                    results = variant.gm(*[everything[i] for i in variant.kept])
+                    results = variant.gm(*[everything[i] for i in variant.input_positions])
                 assert same(results, expected)
                 assert same(own, state)
 

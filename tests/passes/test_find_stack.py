@@ -7,7 +7,7 @@ import torch
 from expecttest import TestCase
 from torch import Tensor, fx, nn
 
-from taylorseer_fx.passes.find_kept import find_kept
+from taylorseer_fx.passes.find_stored import find_stored
 from taylorseer_fx.passes.guard_regions import GuardedGraph, guard_regions
 from taylorseer_fx.passes.regions import Feature
 from taylorseer_fx.passes.specialize import specialize
@@ -16,7 +16,7 @@ from taylorseer_fx.passes.storage import Storage
 from taylorseer_fx.passes.verify import nodes_without_value
 from taylorseer_fx.passes.windows import window_text
 from tests.graphs import Found, Traced, find_stacks, is_heavy_op, op_name, render, stacks_in, trace, two_layers
-from tests.passes.test_find_kept import Flux, attention, norm
+from tests.passes.test_find_stored import Flux, attention, norm
 from tests.passes.test_guard_regions import call, random_state
 
 D, TEXT, IMAGE = 4, 2, 3
@@ -202,12 +202,12 @@ def found_in(case: str) -> Found:
 
 
 def guarded(found: Found, order: int = 1) -> GuardedGraph:
-    return guard_regions(found.gm, find_kept(found.gm.graph, found.regions), Storage(order))
+    return guard_regions(found.gm, find_stored(found.gm.graph, found.regions), Storage(order))
 
 
 def summary(found: Found) -> list[list[str]]:
     """Of the features of each region: the exit with its shape, what is taken off, and what is kept."""
-    return [list(map(feature_text, region.features)) for region in find_kept(found.gm.graph, found.regions).regions]
+    return [list(map(feature_text, region.features)) for region in find_stored(found.gm.graph, found.regions).regions]
 
 
 def feature_text(feature: Feature) -> str:

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from torch import Tensor, fx, nn
 
 from taylorseer_fx.passes.clean_up import clean_up
-from taylorseer_fx.passes.narrow import demanded, narrow
+from taylorseer_fx.passes.demands import demanded
+from taylorseer_fx.passes.narrow import narrow
 from taylorseer_fx.passes.pipeline import run_passes
 from taylorseer_fx.passes.steps import StepKind
 from taylorseer_fx.passes.storage import Storage
@@ -77,7 +78,7 @@ class TestSnapshots(TestCase):
 return (%add)""",
         )
         assert_same(gm, narrowed, *LAST_BLOCK)
-        assert clean_up(narrowed).kept == (0, 1, 2, 4, 5)
+        assert clean_up(narrowed).input_positions == (0, 1, 2, 4, 5)
 
     def test_far_apart(self):
         """Two windows with a good deal between them are computed one by one."""
@@ -147,7 +148,7 @@ class TestApplied:
         narrowed = narrow(gm)
         names = [[node.name for node in graph.find_nodes(op="placeholder")] for graph in (gm.graph, narrowed.graph)]
         assert names[0] == names[1]
-        assert clean_up(narrowed).kept == (2,)
+        assert clean_up(narrowed).input_positions == (2,)
 
     def test_writes_are_kept(self):
         """A buffer that is written is written whole, by what nobody else may read."""
@@ -252,7 +253,7 @@ class TestDemanded:
 
         graph = hand_made(build, (5, 4)).graph
         x, exp, feature, *_ = graph.nodes
-        demands = demanded(graph, cut=[feature])
+        demands = demanded(graph, ready=[feature])
         assert demands[feature] == (((1, 3), None),)
         assert x not in demands
         assert exp not in demands
@@ -265,7 +266,7 @@ class TestDemanded:
         graph = hand_made(build, (5,), (5,)).graph
         (write,) = graph.find_nodes(op="call_function", target=aten.copy_.default)
         assert write in demanded(graph)
-        assert write not in demanded(graph, gone=[write])
+        assert write not in demanded(graph, not_run=[write])
 
 
 class SharedEmbedder(nn.Module):

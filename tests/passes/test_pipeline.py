@@ -23,7 +23,7 @@ STAGES = [
     "trace",
     "canonicalize",
     "find_regions",
-    "find_kept",
+    "find_stored",
     "guard_regions",
     "specialize_full",
     "clean_up_full",
@@ -129,7 +129,7 @@ class TestFailure:
         [
             ("canonicalize", STAGES[:1]),
             ("find_regions", STAGES[:2]),
-            ("find_kept", STAGES[:3]),
+            ("find_stored", STAGES[:3]),
             ("guard_regions", STAGES[:4]),
             ("specialize", STAGES[:5]),
             ("clean_up", STAGES[:6]),

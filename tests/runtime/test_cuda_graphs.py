@@ -258,8 +258,8 @@ class TestAddresses:
             with subject.backend.stream(f"request-{number}"), subject.plain_backend.stream(f"request-{number}"):
                 subject.generate(4)
             subject.backend._runtime.forget(f"request-{number}")
-        graphs = subject.backend._runtime.graphs
-        assert graphs.num_kept == len(subject.api.alive) <= graphs.limit == 32
+        graphs = subject.backend._runtime.cuda_graphs
+        assert graphs.num_held == len(subject.api.alive) <= graphs.limit == 32
 
 
 class TestFallback:

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from taylorseer_fx.passes.find_kept import find_kept, num_buffer_bytes
+from taylorseer_fx.passes.buffer_bytes import num_buffer_bytes
+from taylorseer_fx.passes.find_stored import find_stored
 from taylorseer_fx.passes.guard_regions import GuardedGraph, guard_regions
 from taylorseer_fx.passes.specialize import specialize
 from taylorseer_fx.passes.steps import StepKind
@@ -55,12 +56,14 @@ def inputs(text: int = TEXT, image: int = IMAGE) -> tuple[Tensor, ...]:
 
 def kept(found: Found) -> list[list[str]]:
     """Of the features of each region: the part that is kept, as Python would slice it."""
-    regions = find_kept(found.gm.graph, found.regions).regions
-    return [["unread" if f.kept is None else window_text(f.kept) for f in region.features] for region in regions]
+    regions = find_stored(found.gm.graph, found.regions).regions
+    return [
+        ["unread" if f.stored_window is None else window_text(f.stored_window) for f in region.features] for region in regions
+    ]
 
 
 def guarded(found: Found) -> GuardedGraph:
-    return guard_regions(found.gm, find_kept(found.gm.graph, found.regions), Storage(1))
+    return guard_regions(found.gm, find_stored(found.gm.graph, found.regions), Storage(1))
 
 
 class TestModules:
@@ -103,7 +106,7 @@ class TestModules:
         """Where no base has to be cut."""
         found = find(Flux(), *inputs())
         before = list(found.gm.graph.nodes)
-        find_kept(found.gm.graph, found.regions)
+        find_stored(found.gm.graph, found.regions)
         assert list(found.gm.graph.nodes) == before
 
 
@@ -143,7 +146,7 @@ class TestBuffers:
     def test_sizes(self, storage):
         """Buffers of the kept part, none of an unread feature; as many bytes as are announced."""
         found = find(Flux(), *inputs())
-        regions = find_kept(found.gm.graph, found.regions)
+        regions = find_stored(found.gm.graph, found.regions)
         graph = guard_regions(found.gm, regions, storage)
         per_order = [tuple(node.meta["val"].shape) for node in graph.buffers][: len(graph.buffers) // (storage.order + 1)]
         assert per_order == [(IMAGE, D)] * 4
@@ -152,8 +155,8 @@ class TestBuffers:
 
     def test_bytes_of_an_unread_feature(self):
         found = find(Flux(), *inputs())
-        text, *_ = find_kept(found.gm.graph, found.regions).features
-        assert text.kept is None
+        text, *_ = find_stored(found.gm.graph, found.regions).features
+        assert text.stored_window is None
         assert num_buffer_bytes(text, Storage(4)) == 0
 
     @pytest.mark.parametrize("make", [find, find_stacks])
@@ -194,14 +197,14 @@ class TestBases:
         found = find_stacks(Flux(), text, image, gate)
         (feature,) = found.regions.features
         assert feature.base.meta["val"].shape == (TEXT + IMAGE, D)
-        (feature,) = find_kept(found.gm.graph, found.regions).features
-        assert feature.kept == ((TEXT, TEXT + IMAGE), None)
+        (feature,) = find_stored(found.gm.graph, found.regions).features
+        assert feature.stored_window == ((TEXT, TEXT + IMAGE), None)
         assert feature.base is found.node(image)
 
     def test_the_cut_base_is_a_live_in(self):
         """Of the region that it is taken off in; the whole one no longer is, unless it is read there."""
         found = find_stacks(Flux(), *inputs())
-        (region,) = find_kept(found.gm.graph, found.regions).regions
+        (region,) = find_stored(found.gm.graph, found.regions).regions
         (feature,) = region.features
         assert feature.base in region.live_ins
         order = {node: i for i, node in enumerate(found.gm.graph.nodes)}
@@ -210,6 +213,6 @@ class TestBases:
     def test_of_no_concatenation(self):
         """A slice of it."""
         found = find_stacks(Ending(), torch.randn(5, D))
-        (feature,) = find_kept(found.gm.graph, found.regions).features
+        (feature,) = find_stored(found.gm.graph, found.regions).features
         assert feature.base.target is torch.ops.aten.slice.Tensor
         assert feature.base.meta["val"].shape == (2, D)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from taylorseer_fx.runtime.cuda_graphs import CapturePlan, CudaGraphs, GraphedVariant
+from taylorseer_fx.runtime.cuda_graphs import CapturedVariant, CapturePlan, CudaGraphs
 from tests.runtime.graph_stand_in import StandIn
 
 CPU = torch.device("cpu")
@@ -20,12 +20,12 @@ class Variant:
     def __init__(self, run: Callable[..., Any]) -> None:
         self.api, self.said = StandIn(), list[str]()
         self.graphs = CudaGraphs(self.api, lambda topic, message: self.said.append(message), 2, lambda: 1)
-        graphed = self.graphs.wrap("the variant", lambda inputs: run(*inputs), CapturePlan((2,), (0, 1), CPU))
-        assert isinstance(graphed, GraphedVariant)
-        self.graphed = graphed
+        captured = self.graphs.wrap("the variant", lambda inputs: run(*inputs), CapturePlan((2,), (0, 1), CPU))
+        assert isinstance(captured, CapturedVariant)
+        self.captured = captured
 
     def __call__(self, x: Tensor, number: Any, weight: Tensor, sizes: tuple[int, ...] = ()) -> Any:
-        return self.graphed([x, number, weight], sizes)
+        return self.captured([x, number, weight], sizes)
 
 
 def scaled() -> Variant:
@@ -88,7 +88,7 @@ def test_an_output_that_is_an_input():
 
 def test_arguments_are_taken():
     """In torch's boxed convention: the caller's list is emptied."""
-    graphs = scaled().graphed
+    graphs = scaled().captured
     graphs._run = lambda inputs: (inputs[0] * 1, inputs.clear())[:1]
     for _ in range(3):
         inputs = [X, 3, WEIGHT]
@@ -138,7 +138,7 @@ class TestDebugging:
             variant(X, 3, weight)
         variant(X, 3, keep[1])
         logging.getLogger("taylorseer_fx").removeHandler(handler)
-        assert "captured the variant: 1 captures made, 1 kept" in lines
+        assert "captured the variant: 1 captures made, 1 held" in lines
 
     def test_another_form_at_the_same_address(self):
         """Cannot be while Dynamo guards the weights; should it be, it is an error and no wrong picture."""
@@ -153,7 +153,7 @@ class TestDebugging:
         variant = scaled()
         for _ in range(2):
             variant(X, 3, WEIGHT)
-        (shape,) = variant.graphed.shapes.values()
+        (shape,) = variant.captured.shapes.values()
         shape.staging.tensors[0] = torch.ones(4)
         with pytest.raises(AssertionError, match="staging memory moved"):
             variant(X, 3, WEIGHT)
