@@ -22,7 +22,7 @@ from weakref import WeakSet
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from taylorseer_fx.runtime.graph_api import CudaGraphApi
 
@@ -117,13 +117,14 @@ class RecordedGraph:
 
     @torch.inference_mode()
     def replay(self) -> None:
-        for other in self.cuda.alive:
-            if other is not self:
-                _spoil(other.made)
+        if self.cuda.replayed is not self.made:
+            _spoil(self.cuda.replayed)
+            self.cuda.replayed = self.made
         self.cuda.log.append("replay")
         assert not any(map(self.cuda.is_freed, self.scratch)), "a replay writes into memory that was freed"
         for function, arguments, results in self.calls:
-            args, kwargs = tree_map_only(_Address, _Address.tensor, arguments)
+            leaves, spec = arguments
+            args, kwargs = tree_unflatten([leaf.tensor() if isinstance(leaf, _Address) else leaf for leaf in leaves], spec)
             new = function(*args, **kwargs)
             for result, value in zip(results, _tensors(new) if results else (), strict=True):
                 result.copy_(value)
@@ -157,10 +158,9 @@ class _Recorder(TorchDispatchMode):
         self.graph.made += fresh
         writes = any(spec.alias_info is not None and spec.alias_info.is_write for spec in function._schema.arguments)
         if fresh or writes:  # a view has nothing to execute
-            arguments = tree_map_only(
-                Tensor, lambda value: value if _storage(value) in self.own else _Address.of(value), (args, kwargs)
-            )
-            self.graph.calls.append((function, arguments, fresh))
+            leaves, spec = tree_flatten((args, kwargs))
+            given_as = [_Address.of(x) if isinstance(x, Tensor) and _storage(x) not in self.own else x for x in leaves]
+            self.graph.calls.append((function, (given_as, spec), fresh))
         return result
 
     def undo(self) -> None:
@@ -181,6 +181,7 @@ class FakeCuda:
         self.users: dict[int, int] = {}  # of each pool
         self.allocating: list[int] = []  # the pools that the allocator was told to allocate from
         self.capturing: RecordedGraph | None = None
+        self.replayed: list[Tensor] = []  # what the last replay made; all else in the pool is spoiled already
         self.generator_is_capturing = False
         self.handles: set[int] = set()  # by thread
         self.scratch: dict[tuple[int, FakeStream], Scratch] = {}
