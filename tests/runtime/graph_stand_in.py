@@ -35,11 +35,11 @@ def _bytes(value: Tensor) -> Tensor:
     return torch.empty(0, dtype=torch.uint8).set_(storage, 0, (storage.nbytes(),), (1,))
 
 
-def _storage(value: Tensor) -> int:
+def storage_address(value: Tensor) -> int:
     return value.untyped_storage().data_ptr()
 
 
-def _tensors(values: Any) -> list[Tensor]:
+def tensors_in(values: Any) -> list[Tensor]:
     return [value for value in tree_leaves(values) if isinstance(value, Tensor)]
 
 
@@ -117,6 +117,7 @@ class RecordedGraph:
 
     @torch.inference_mode()
     def replay(self) -> None:
+        self.cuda.is_replaying = True
         if self.cuda.replayed is not self.made:
             _spoil(self.cuda.replayed)
             self.cuda.replayed = self.made
@@ -126,8 +127,9 @@ class RecordedGraph:
             leaves, spec = arguments
             args, kwargs = tree_unflatten([leaf.tensor() if isinstance(leaf, _Address) else leaf for leaf in leaves], spec)
             new = function(*args, **kwargs)
-            for result, value in zip(results, _tensors(new) if results else (), strict=True):
+            for result, value in zip(results, tensors_in(new) if results else (), strict=True):
                 result.copy_(value)
+        self.cuda.is_replaying = False
 
 
 def _spoil(made: list[Tensor]) -> None:
@@ -148,18 +150,18 @@ class _Recorder(TorchDispatchMode):
             cuda.invalidate("operation not permitted when stream is capturing\nmore of it")
         if function._schema.name in PRODUCTS:
             cuda.use_scratch()
-        given = {_storage(value) for value in _tensors((args, kwargs))}
+        given = {storage_address(value) for value in tensors_in((args, kwargs))}
         for spec, value in zip(function._schema.arguments, args, strict=False):
-            if spec.alias_info is not None and spec.alias_info.is_write and _storage(value) not in self.own:
+            if spec.alias_info is not None and spec.alias_info.is_write and storage_address(value) not in self.own:
                 self.before.append((_bytes(value), _bytes(value).clone()))
         result = function(*args, **kwargs)
-        fresh = [value for value in _tensors(result) if _storage(value) not in given]
-        self.own |= {_storage(value) for value in fresh}
+        fresh = [value for value in tensors_in(result) if storage_address(value) not in given]
+        self.own |= {storage_address(value) for value in fresh}
         self.graph.made += fresh
         writes = any(spec.alias_info is not None and spec.alias_info.is_write for spec in function._schema.arguments)
         if fresh or writes:  # a view has nothing to execute
             leaves, spec = tree_flatten((args, kwargs))
-            given_as = [_Address.of(x) if isinstance(x, Tensor) and _storage(x) not in self.own else x for x in leaves]
+            given_as = [_Address.of(x) if isinstance(x, Tensor) and storage_address(x) not in self.own else x for x in leaves]
             self.graph.calls.append((function, (given_as, spec), fresh))
         return result
 
@@ -180,6 +182,7 @@ class FakeCuda:
         self.alive: WeakSet[RecordedGraph] = WeakSet()
         self.users: dict[int, int] = {}  # of each pool
         self.allocating: list[int] = []  # the pools that the allocator was told to allocate from
+        self.is_replaying = False  # what is done by now is done on the device
         self.capturing: RecordedGraph | None = None
         self.replayed: list[Tensor] = []  # what the last replay made; all else in the pool is spoiled already
         self.generator_is_capturing = False
