@@ -150,12 +150,13 @@ class Runtime:
         return None
 
     def _keep(self, ended: dict[tuple[StreamKey, Role], StreamState]) -> None:
-        """Buffers are spare now; but not after an error, which may be for want of memory."""
+        """Their buffers are spare now, if one CUDA stream used them; but not after an error, which may be for want of memory."""
         self.spare.clear()
         if self.cuda_graphs is not None and self.cuda_graphs.num_held and sys.exception() is None:
             for (_, role), state in ended.items():
-                state.generation = _NO_GENERATION
-                self.spare.setdefault(role, []).append(state)
+                if len(state.cuda_streams) == 1:
+                    state.generation = _NO_GENERATION
+                    self.spare.setdefault(role, []).append(state)
 
     def _free(self, chosen: Callable[[StreamKey, StreamState], bool]) -> dict[tuple[StreamKey, Role], StreamState]:
         """Returns what it took out of the states: freed, unless the caller keeps it."""

@@ -151,6 +151,15 @@ def test_finish(api):
     assert api.cuda.log == ["wait for main"]
 
 
+def test_keep_until_done(monkeypatch):
+    """The allocator hears of the current CUDA stream of each tensor's device."""
+    told: list[Any] = []
+    tensors = [SimpleNamespace(device=name, record_stream=told.append) for name in ("cuda:0", "cuda:1")]
+    monkeypatch.setattr(graph_api, "cuda", SimpleNamespace(current_stream=lambda device: f"the stream of {device}"))
+    graph_api.keep_until_done(tensors)
+    assert told == ["the stream of cuda:0", "the stream of cuda:1"]
+
+
 def test_is_capturing_asks_the_device_of_the_model(monkeypatch):
     """A model on cuda:1 may be called while cuda:0 is the current device, and the other way round."""
     devices = [torch.device("cuda", 0)]
