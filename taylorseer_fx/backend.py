@@ -127,8 +127,7 @@ class TaylorSeerBackend:
         their own, and in a modular pipeline so are those for each batch that its guider prepares; the step follows from the
         guider, or from the scheduler's step index, which no device need be asked for, once a whole run has shown that it moves as
         the timesteps do; buffers are freed when the run is over, or kept for the next where steps are CUDA graphs, which need
-        them where they are. Before or after ``torch.compile``, for any number of pipelines.
-        ``detach()`` undoes it.
+        them where they are. Before or after ``torch.compile``, for any number of pipelines. ``detach()`` undoes it.
 
         Raises:
             ConfigError: ``pipe_or_model`` is neither.
