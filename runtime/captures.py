@@ -58,8 +58,9 @@ class Capture:
 
 @dataclass
 class ShapeEntry:
-    """What a variant has for one set of input forms: warmed up, at least; ``obstacle`` says why it is captured no more."""
+    """What a variant has for one set of input forms; ``obstacle`` says why it is captured no more."""
 
+    threads: set[int] = field(default_factory=set)  # that ran it as compiled
     staging: Staging | None = None
     captures: dict[int, Capture] = field(default_factory=dict)  # by the address of the last static input
     obstacle: str = ""

@@ -2,8 +2,8 @@
 
 Workflow, for each variant (the FULL or the FORECAST graph) and each set of input shapes:
 
-1. The first call runs as compiled, on the CUDA stream that captures are made on: libraries load, cuBLAS makes its workspaces,
-   kernels are tuned.
+1. The first call runs as compiled: libraries load, kernels are tuned. So does the first in another thread that would capture,
+   since cuBLAS and cuDNN make a handle for each thread, which no capture may hold.
 2. A later call with static inputs (weights and derivative buffers) at addresses that were not captured yet copies the other
    inputs into staging memory, captures the variant over both, and replays the capture. A capture executes nothing, so a full
    step writes its buffers once, whether capturing succeeds or fails.
@@ -37,8 +37,9 @@ between two graphs in an order that the schedule decides. A static input at anot
 anew under every path, and past a limit gives up for that function, while for us turns of the buffers are the rule. Here two
 flat tables do, since both graphs take and leave everything in memory that we own.
 
-What it costs. The outputs twice, in bytes and in one small kernel more; the staging memory; and the working memory of a step
-stays reserved for the pool until ``reset()``: a VAE that runs after the model cannot use it.
+What it costs. The outputs twice, in bytes and in one small kernel more; the staging memory; and until ``reset()``, a VAE that
+runs after the model cannot use the working memory of a step, which is the pool's, nor the buffers of the last run, which are
+kept for the next one (``runtime/state.py``).
 
 What it does not do. It captures no variant with an input on the CPU, on several devices, or with an operator whose output's
 shape depends on data. It does not capture while the caller captures (the variant then runs into the caller's graph). Nothing is
@@ -115,7 +116,7 @@ class CudaGraphs:
         """Give back all captures, their staging memory and their pool."""
         with self.lock:
             for variant in self._variants:
-                variant.shapes.clear()
+                variant.clear()
 
     @property
     def limit(self) -> int:
@@ -155,17 +156,24 @@ class CapturedVariant:
 
     def __call__(self, inputs: list[Any], sizes: Sizes = ()) -> Sequence[Any]:
         """As the variant itself, in torch's boxed convention; ``sizes`` are those that its buffers depend on."""
-        if self._api.is_capturing():
+        if self._api.is_capturing(self._device):
             return self._run(inputs)
         with self._graphs.lock:
             key = (sizes, *[form(inputs[i]) for i in self._others])
             shape = self.shapes.get(key)
             if shape is None:
-                return self._warm_up(key, inputs)
-            capture = self._find(shape, inputs) or self._capture(shape, inputs)
+                shape = self.shapes[key] = ShapeEntry()
+            capture = self._find(shape, inputs)
+            if capture is None and threading.get_ident() not in shape.threads:
+                return self._warm_up(shape, inputs)
+            capture = capture or self._capture(shape, inputs)
             if capture is not None:
                 return self._replay(capture, inputs)
         return self._run(inputs)
+
+    def clear(self) -> None:
+        self._api.finish(self._device)
+        self.shapes.clear()
 
     def captures(self) -> list[tuple[Capture, ShapeKey, int]]:
         return [(capture, key, anchor) for key, shape in self.shapes.items() for anchor, capture in shape.captures.items()]
@@ -204,9 +212,9 @@ class CapturedVariant:
         capture.staging.fill(inputs)
         return capture
 
-    def _warm_up(self, key: ShapeKey, inputs: list[Any]) -> Sequence[Any]:
-        outputs = self._api.warm_up(self._device, lambda: self._run(inputs))
-        self.shapes[key] = ShapeEntry()
+    def _warm_up(self, shape: ShapeEntry, inputs: list[Any]) -> Sequence[Any]:
+        outputs = self._run(inputs)
+        shape.threads.add(threading.get_ident())
         return outputs
 
     def _capture(self, shape: ShapeEntry, inputs: list[Any]) -> Capture | None:
@@ -240,11 +248,13 @@ class CapturedVariant:
         capture = shape.captures.pop(anchor, None)
         if capture is None:
             return
+        self._api.finish(self._device)
         shape.num_wasted = shape.num_wasted + 1 if capture.num_replays <= 1 else 0  # the first is what it was made for
         if shape.num_wasted >= MAX_WASTED:
             self._give_up(shape, _CHURN.format(count=MAX_WASTED))
 
     def _give_up(self, shape: ShapeEntry, obstacle: str) -> None:
+        self._api.finish(self._device)
         shape.obstacle, shape.staging = obstacle, None
         shape.captures.clear()
         self.say_not_captured(obstacle)

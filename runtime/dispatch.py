@@ -15,8 +15,8 @@ from taylorseer_fx.passes.steps import StepKind
 from taylorseer_fx.runtime.buffers import Argument, BufferLayout
 from taylorseer_fx.runtime.calls import CompiledVariant, GraphInfo
 from taylorseer_fx.runtime.coefficients import DifferenceHistory, Row, SnapshotHistory
-from taylorseer_fx.runtime.graph_api import cuda_stream_reader, is_capturing
-from taylorseer_fx.runtime.state import Runtime, StreamState
+from taylorseer_fx.runtime.graph_api import cuda_stream_reader, is_capturing, keep_until_done
+from taylorseer_fx.runtime.state import Layout, Runtime, StreamState
 from taylorseer_fx.runtime.streams import MAX_STREAMS
 from taylorseer_fx.runtime.ticks import Role, Tick
 
@@ -121,16 +121,19 @@ class Dispatcher:
             return self._stateless(args)
         self._runtime.sweep(tick)
         state = self._runtime.states.get((tick.stream, role))
-        layout = (self._info.number, self._layout.sizes(args))
+        layout, cuda_stream = (self._info.number, self._layout.sizes(args)), self._current_stream()
+        if state is None:
+            state = self._runtime.take_spare(role, layout, cuda_stream)
         if state is None or state.generation != tick.generation or state.layout != layout:
             state = self._runtime.states[tick.stream, role] = self._begin_or_go_on(tick, state, layout, args)
             self._runtime.note_peak()
+        if cuda_stream not in state.cuda_streams:
+            state.cuda_streams.append(cuda_stream)
+            keep_until_done(state.buffers)
         state.last_used = tick.step
         return state
 
-    def _begin_or_go_on(
-        self, tick: Tick, old: StreamState | None, layout: tuple[int, tuple[int, ...]], args: list[Argument]
-    ) -> StreamState:
+    def _begin_or_go_on(self, tick: Tick, old: StreamState | None, layout: Layout, args: list[Argument]) -> StreamState:
         """A stream's first call here in a generation, or one after Dynamo went over to another graph or other sizes.
 
         Where the buffers fit all the same, a generation goes on in them, and a new one begins with them zeroed.
@@ -151,21 +154,21 @@ class Dispatcher:
             if old is not None:
                 old.buffers.clear()  # before there are new ones; should there be no room for these, nothing fits what is left
                 old.layout = _NO_LAYOUT
-            return self._begun(tick.generation, tick.step, layout, self._layout.allocate(args))
+            return self._begun(tick.generation, tick.step, layout, self._layout.allocate(args), [self._current_stream()])
         for buffer in old.buffers:
             buffer.zero_()
-        return self._begun(tick.generation, tick.step, layout, old.buffers)
+        return self._begun(tick.generation, tick.step, layout, old.buffers, old.cuda_streams)
 
-    def _begun(self, generation: int, step: int, layout: tuple[int, tuple[int, ...]], buffers: list[Tensor]) -> StreamState:
+    def _begun(self, generation: int, step: int, layout: Layout, buffers: list[Tensor], cuda_streams: list[int]) -> StreamState:
         storage = self._runtime.storage
         history = DifferenceHistory(storage.order) if storage.keeps_differences else SnapshotHistory(storage.order)
-        return StreamState(generation, step, layout, buffers, history)
+        return StreamState(generation, step, layout, buffers, history, cuda_streams)
 
     def _stateless(self, args: list[Argument]) -> StreamState:
         """No source tells the step: execute, into buffers that are thrown away."""
         self._runtime.counters.unforecast_calls += 1
         self._runtime.notify("no step", _NO_STEP)
-        return self._begun(0, 0, (0, ()), self._layout.allocate(args))
+        return self._begun(0, 0, (0, ()), self._layout.allocate(args), [])
 
 
 _NO_LAYOUT = (-1, ())

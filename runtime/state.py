@@ -4,6 +4,7 @@ import sys
 import threading
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
+from itertools import chain
 
 from torch import Tensor
 
@@ -18,6 +19,9 @@ from taylorseer_fx.runtime.schedule import Schedule
 from taylorseer_fx.runtime.scope import ScopeVariable
 from taylorseer_fx.runtime.ticks import Role, StreamKey, Tick
 
+Layout = tuple[int, tuple[int, ...]]  # the number of a graph, and the sizes that its buffers depend on
+_NO_GENERATION = -1
+
 
 @dataclass
 class Counters:
@@ -30,20 +34,30 @@ class Counters:
 
 @dataclass
 class StreamState:
-    """One stream in one place of the model, in one generation; ``layout`` tells the graph and the sizes it was last used with."""
+    """One stream in one place of the model, in one generation; ``layout`` tells the graph and the sizes it was last used with.
+
+    ``cuda_streams``: those that its buffers were used on, first the one that they were allocated on.
+    """
 
     generation: int
     first_step: int
-    layout: tuple[int, tuple[int, ...]]
+    layout: Layout
     buffers: list[Tensor]
     history: History
+    cuda_streams: list[int]
     last_full: int = 0
     last_used: int = 0
 
 
 @dataclass
 class Runtime:
-    """What the graphs of one backend share."""
+    """What the graphs of one backend share.
+
+    Where there are captures, buffers outlive the run that they were allocated for: captures are of their addresses, so the next
+    run would have to make its own. ``spare`` holds those of the run that ended last, by their place in the model, as states of no
+    generation. They count as allocated. They are freed by ``reset()``, by the end of a run that did not take them, and where
+    that place is called with other sizes. Where there are no captures, on a CPU say, the end of a run frees its buffers.
+    """
 
     schedule: Schedule
     storage: Storage
@@ -52,6 +66,7 @@ class Runtime:
     scopes: ScopeVariable = field(default_factory=ScopeVariable)
     counters: Counters = field(default_factory=Counters)
     states: dict[tuple[StreamKey, Role], StreamState] = field(default_factory=dict)
+    spare: dict[Role, list[StreamState]] = field(default_factory=dict)
     cuda_graphs: CudaGraphs | None = None
     peak_buffer_bytes: int = 0
     peak_states: int = 0
@@ -76,12 +91,13 @@ class Runtime:
     @property
     def buffer_bytes(self) -> int:
         """Allocated now, over all streams."""
-        return sum(num_bytes(state.buffers) for state in self.states.values())
+        return sum(num_bytes(state.buffers) for state in chain(self.states.values(), *self.spare.values()))
 
     def reset(self) -> None:
         """Free all buffers and captures, and forget all streams."""
         with self.lock:
             self.states.clear()
+            self.spare.clear()
             self.swept.clear()
             self.changed.clear()
             self.clock.forget()
@@ -89,13 +105,15 @@ class Runtime:
             self.cuda_graphs.clear()
 
     def forget(self, scope_name: str | None, contexts: Collection[str] | None = None) -> None:
-        """End the generations of a scope and free their buffers: of all scopes within it, or of the named ``contexts`` there."""
+        """End the generations of a scope, whose buffers are spare then: of all scopes within it, or of ``contexts`` there."""
         with self.lock:
             if sys.exception() is None:  # else the run was broken off
                 for stream in {stream for stream, _ in self.states if _within(stream[0], scope_name, contexts)}:
                     self.note_end(stream)
             self.clock.forget(lambda name: _within(name, scope_name, contexts))
-            self._free(lambda stream, _: _within(stream[0], scope_name, contexts))
+            ended = self._free(lambda stream, _: _within(stream[0], scope_name, contexts))
+            if ended:
+                self._keep(ended)
             self.swept = {stream: n for stream, n in self.swept.items() if not _within(stream[0], scope_name, contexts)}
 
     def note_end(self, stream: StreamKey) -> None:
@@ -119,8 +137,32 @@ class Runtime:
             del self.changed[stream]
             self._free(lambda other, state: other == stream and state.last_used < tick.step - 1)
 
-    def _free(self, chosen: Callable[[StreamKey, StreamState], bool]) -> None:
-        self.states = {key: state for key, state in self.states.items() if not chosen(key[0], state)}
+    def take_spare(self, role: Role, layout: Layout, cuda_stream: int) -> StreamState | None:
+        """Buffers for a stream that begins at ``role``. Where none are of this layout, those there are freed for what comes.
+
+        As the allocator does with memory, what was used on one CUDA stream is used again only there, where all is in order.
+        """
+        spare = self.spare.get(role, [])
+        for i, state in enumerate(spare):
+            if state.layout == layout and state.cuda_streams == [cuda_stream]:
+                return spare.pop(i)
+        spare.clear()
+        return None
+
+    def _keep(self, ended: dict[tuple[StreamKey, Role], StreamState]) -> None:
+        """Their buffers are spare now, if one CUDA stream used them; but not after an error, which may be for want of memory."""
+        self.spare.clear()
+        if self.cuda_graphs is not None and self.cuda_graphs.num_held and sys.exception() is None:
+            for (_, role), state in ended.items():
+                if len(state.cuda_streams) == 1:
+                    state.generation = _NO_GENERATION
+                    self.spare.setdefault(role, []).append(state)
+
+    def _free(self, chosen: Callable[[StreamKey, StreamState], bool]) -> dict[tuple[StreamKey, Role], StreamState]:
+        """Returns what it took out of the states: freed, unless the caller keeps it."""
+        freed = {key: state for key, state in self.states.items() if chosen(key[0], state)}
+        self.states = {key: state for key, state in self.states.items() if key not in freed}
+        return freed
 
 
 def _within(name: str | None, outer: str | None, contexts: Collection[str] | None) -> bool:

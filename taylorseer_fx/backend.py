@@ -126,8 +126,8 @@ class TaylorSeerBackend:
         A run of the pipeline is then a generation, however it ends; calls in ``model.cache_context("cond")`` are a stream of
         their own, and in a modular pipeline so are those for each batch that its guider prepares; the step follows from the
         guider, or from the scheduler's step index, which no device need be asked for, once a whole run has shown that it moves as
-        the timesteps do; buffers are freed when the run is over. Before or after ``torch.compile``, for any number of pipelines.
-        ``detach()`` undoes it.
+        the timesteps do; buffers are freed when the run is over, or kept for the next where steps are CUDA graphs, which need
+        them where they are. Before or after ``torch.compile``, for any number of pipelines. ``detach()`` undoes it.
 
         Raises:
             ConfigError: ``pipe_or_model`` is neither.
@@ -300,7 +300,7 @@ def taylorseer_backend(
             module, there is one for the stack; ``explain()`` and a warning say so.
         cuda_graphs: None: each step kind runs as a CUDA graph where the model is on a CUDA device; what cannot be captured runs
             as compiled, and a warning says why. False: none. True: as None, and a model elsewhere is an error. They keep the
-            working memory of a step reserved until ``reset()``.
+            working memory of a step, and the buffers of the last run of an attached pipeline, reserved until ``reset()``.
         compiler: "inductor", or "eager" to run the specialised graphs uncompiled, for tests and debugging.
         compiler_options: options of Inductor, as ``torch.compile(options=...)`` takes them.
         on_no_regions: what to do with a graph without attention or MLP: "error", or "warn" and compile it plainly.

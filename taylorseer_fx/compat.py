@@ -4,6 +4,7 @@ All are in torch 2.11, 2.12 and 2.13, on which `make matrix` runs the tests; whe
 """
 
 from collections.abc import Callable
+from ctypes import byref, c_void_p
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from torch._prims_common import compute_elementwise_output_logical_to_physical_p
 from torch._prims_common import get_computation_dtype
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch._subclasses.functional_tensor import FunctionalTensorMode
+from torch.cuda._utils import _get_cuda_library as cuda_driver
 from torch.fx._lazy_graph_module import _LazyGraphModule as LazyGraphModule
 from torch.fx.experimental.symbolic_shapes import _suppress_guards as suppress_guards
 from torch.utils import _pytree as pytree
@@ -64,7 +66,6 @@ __all__ = [
     "detect_fake_mode",
     "dynamo_config",
     "dynamo_timed",
-    "end_allocation_to_pool",
     "force_stride_order",
     "foreach_copy_",
     "function_modes",
@@ -76,8 +77,10 @@ __all__ = [
     "library_registry",
     "list_mode_options",
     "list_options",
+    "new_cuda_stream",
     "physical_order",
     "pytree",
+    "release_pool",
     "same_addresses",
     "select_decomp_table",
     "suppress_guards",
@@ -115,6 +118,23 @@ def current_cuda_stream(device_index: int) -> int:
     return int(torch._C._cuda_getCurrentRawStream(device_index))
 
 
-def end_allocation_to_pool(device_index: int, pool: Any) -> None:
-    """Torch leaves an allocator allocating from the pool of a capture that failed."""
-    torch._C._cuda_endAllocateToPool(device_index, pool)
+def new_cuda_stream(device: torch.device) -> Any:
+    """A CUDA stream of our own. ``torch.cuda.Stream`` gives out the same 32 in turns, so that others may have used one before, or
+    do so meanwhile. It is never destroyed: another could get its address, by which torch knows what belongs to it.
+    """
+    handle, does_not_wait_for_the_default_one = c_void_p(), 1
+    try:
+        with torch.cuda.device(device):
+            failed = cuda_driver().cuStreamCreate(byref(handle), does_not_wait_for_the_default_one)
+    except (OSError, AttributeError):  # a GPU of another maker
+        failed = True
+    shared: Callable[..., Any] = torch.cuda.Stream
+    own: Callable[..., Any] = torch.cuda.ExternalStream
+    return shared(device) if failed else own(handle.value, device)
+
+
+def release_pool(device: torch.device, pool: Any) -> None:
+    """Torch leaves an allocator allocating from the pool of a capture that failed, and the pool in use."""
+    index = torch.cuda.current_device() if device.index is None else device.index
+    torch._C._cuda_endAllocateToPool(index, pool)
+    torch._C._cuda_releasePool(index, pool)

@@ -48,7 +48,8 @@ def trace_and_compile(
                 return compile_traced(traced, inputs, static_inputs, partial(_compile_with_inductor, kwargs))
 
         compile_with: Callable[..., Any] = compile_fx  # its annotations know no inner_compile but Inductor's own
-        compiled: Callable[..., Any] = compile_with(gm, example_inputs, inner_compile=inner_compile, config_patches=dict(options))
+        settings = {**options, "triton.cudagraphs": False}  # set for a whole process, Inductor's own would run within ours
+        compiled: Callable[..., Any] = compile_with(gm, example_inputs, inner_compile=inner_compile, config_patches=settings)
     return compiled
 
 

@@ -4,6 +4,7 @@ import gc
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from copy import deepcopy
+from functools import partial
 from typing import Any
 
 import pytest
@@ -13,7 +14,9 @@ from diffusers.models.cache_utils import CacheMixin
 from torch import Tensor, nn
 
 from taylorseer_fx import ConfigError, TaylorSeerBackend, taylorseer_backend
+from taylorseer_fx.config import BackendConfig
 from taylorseer_fx.runtime import calls
+from tests.runtime.graph_stand_in import StandIn
 from tests.zoo import Tiny, randomize, tiny, tiny_inputs
 
 NUM_STEPS = 10
@@ -364,3 +367,52 @@ class TestModelAlone:
             if step == 4:
                 pipe(seed=5)
         assert equal(outputs, clean)
+
+
+class TestCaptures:
+    """Where steps are CUDA graphs (here a stand-in for them), the buffers of a run stay where they are for the next."""
+
+    def captured(self, **settings: Any) -> tuple[TaylorSeerBackend, TinyPipeline]:
+        backend = TaylorSeerBackend(BackendConfig(**SCHEDULE | settings), StandIn())
+        pipe = TinyPipeline(torch.compile(cached(), backend=backend), FlowMatchEulerDiscreteScheduler())
+        backend.attach(pipe)
+        return backend, pipe
+
+    @pytest.mark.parametrize("guidance", [False, True])
+    def test_a_second_run_makes_none(self, guidance):
+        backend, pipe = self.captured()
+        first = pipe(guidance=guidance)
+        before, allocated = backend.stats().captures, backend.stats().buffer_bytes
+        assert before > 0
+        for _ in range(3):
+            assert equal(pipe(guidance=guidance), first)
+        assert backend.stats().captures == before
+        assert backend.stats().buffer_bytes == backend.stats().peak_buffer_bytes == allocated > 0
+
+    def test_only_what_the_last_run_used(self):
+        """After a run with guidance, one without frees the other half's buffers at its end."""
+        backend, pipe = self.captured()
+        pipe(guidance=True)
+        both = backend.stats().buffer_bytes
+        pipe()
+        assert 2 * backend.stats().buffer_bytes == both
+        backend.reset()
+        assert backend.stats().buffer_bytes == 0
+
+    def test_other_sizes(self, monkeypatch):
+        """Buffers of the last run are gone before there are any of other sizes."""
+        backend, pipe = self.captured()
+        pipe()
+        one = backend.stats().buffer_bytes
+        monkeypatch.setitem(globals(), "tiny_inputs", partial(tiny_inputs, length=12))
+        pipe()
+        assert backend.stats().buffer_bytes == backend.stats().peak_buffer_bytes == 2 * one
+
+    def test_after_an_error(self):
+        """It may be for want of memory, so nothing is kept."""
+        backend, pipe = self.captured()
+        clean = pipe()
+        with pytest.raises(KeyboardInterrupt):
+            pipe(stop_at=6)
+        assert backend.stats().buffer_bytes == 0
+        assert equal(pipe(), clean)

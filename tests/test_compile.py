@@ -62,6 +62,21 @@ def test_no_calls_where_inductor_has_none(monkeypatch, wrapper):
     assert products == [0, 0]
 
 
+def test_no_cuda_graphs_of_inductor(monkeypatch):
+    """Switched on for the whole process, they would run inside of ours. Elsewhere they stay on."""
+    seen: list[tuple[bool, bool]] = []
+
+    def compile_graph(settings: Any, gm: torch.fx.GraphModule, *rest: Any) -> Any:
+        seen.append((settings["cudagraphs"].value, torch._inductor.config.triton.cudagraphs))
+        return make_eager(gm, *rest)
+
+    monkeypatch.setattr(taylorseer_fx.compile, "_compile_with_inductor", compile_graph)
+    with torch.no_grad(), torch._inductor.config.patch({"triton.cudagraphs": True}):
+        torch.compile(tiny(), backend=taylorseer_backend())(**tiny_inputs(0))
+        assert torch._inductor.config.triton.cudagraphs
+    assert seen == [(False, False)] * 2
+
+
 class TestKernelsAwaitedAtTheEnd:
     """Of what is compiled for a CPU; the method of Inductor that waits is the same again afterwards."""
 

@@ -1,14 +1,16 @@
 """One variant under captures, written by hand: what is part of the key, and what is looked at while debugging."""
 
+import gc
 import logging
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from taylorseer_fx.runtime.cuda_graphs import CapturedVariant, CapturePlan, CudaGraphs
+from taylorseer_fx.runtime.cuda_graphs import MIN_LIMIT, CapturedVariant, CapturePlan, CudaGraphs
 from tests.runtime.graph_stand_in import StandIn
 
 CPU = torch.device("cpu")
@@ -53,8 +55,7 @@ def test_forms_are_part_of_the_key(other):
     variant = scaled()
     for x in (X, X, other, other):
         assert torch.equal(variant(x, 3, WEIGHT)[0], x * 2 * 3)
-    assert variant.api.log.count("warm up") == 2
-    assert variant.graphs.num_captures == 2
+    assert (variant.graphs.num_captures, variant.graphs.num_replays) == (2, 2)
 
 
 def test_sizes_are_part_of_the_key():
@@ -108,8 +109,9 @@ def test_a_first_call_that_fails_is_no_warm_up():
     with pytest.raises(ValueError, match="no such thing"):
         variant(X, 1, WEIGHT)
     variant(X, 1, WEIGHT)
+    assert variant.api.steps == []
     variant(X, 1, WEIGHT)
-    assert variant.api.log == ["warm up", "warm up", "follow", "capture, with room made", "replay"]
+    assert variant.api.steps == ["synchronize", "empty cache", "begin", "end", "replay"]
 
 
 class TestDebugging:
@@ -157,3 +159,59 @@ class TestDebugging:
         shape.staging.tensors[0] = torch.ones(4)
         with pytest.raises(AssertionError, match="staging memory moved"):
             variant(X, 3, WEIGHT)
+
+
+class TestLibraries:
+    """A library, as cuBLAS: a handle for each thread, scratch memory for each CUDA stream."""
+
+    def variant(self) -> Variant:
+        variant = Variant(lambda x, number, weight: (variant.api.cuda.product(x, weight),))
+        return variant
+
+    def in_a_thread(self, variant: Variant, weight: Tensor) -> Tensor:
+        with ThreadPoolExecutor(1) as pool:
+            return pool.submit(variant, X, 1, weight).result()[0]
+
+    def test_another_thread_captures(self):
+        """It has no handle yet, which no capture can make: so it, too, runs as compiled first."""
+        variant = self.variant()
+        with ThreadPoolExecutor(1) as pool:
+            for weight in map(torch.full, [(4,)] * 5, (1.0, 2.0, 3.0, 4.0, 5.0)):
+                for _ in range(2):
+                    variant(X, 1, weight)
+                    assert torch.equal(pool.submit(variant, X, 1, weight).result()[0], X * weight)
+        assert variant.said == []
+        assert variant.graphs.num_held > 0
+
+    def test_another_thread_replays(self):
+        """What is captured already serves every thread at once."""
+        variant = self.variant()
+        for _ in range(2):
+            variant(X, 1, WEIGHT)
+        assert torch.equal(self.in_a_thread(variant, WEIGHT), X * WEIGHT)
+        assert (variant.graphs.num_captures, variant.graphs.num_replays) == (1, 2)
+
+    def test_captures_that_go(self):
+        """Those that stay have their scratch memory; what the first call had, on the caller's CUDA stream, is in none of them."""
+        variant = self.variant()
+        weights = [torch.full((4,), float(i)) for i in range(MIN_LIMIT + 8)]
+        for weight in weights * 2:
+            for _ in range(3):
+                assert torch.equal(variant(X, 1, weight)[0], X * weight)
+        variant.api.cuda.clear_scratch()
+        for weight in reversed(weights):
+            assert torch.equal(variant(X, 1, weight)[0], X * weight)
+        assert variant.graphs.num_held == MIN_LIMIT
+
+
+def test_memory_is_freed_when_it_is_done_with():
+    """Before captures go, what was enqueued is waited for: staging memory and pool may be read on any CUDA stream."""
+    variant = scaled()
+    for weight in (torch.ones(4), torch.ones(4) * 2):
+        for _ in range(2):
+            variant(X, 3, weight)
+    variant.graphs.clear()
+    gc.collect()
+    log = variant.api.cuda.log
+    assert "destroyed" in log[-2:]
+    assert log.index("wait for main") < log.index("destroyed")

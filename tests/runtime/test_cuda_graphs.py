@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from taylorseer_fx import ConfigError, TaylorSeerBackend, TaylorSeerWarning
 from taylorseer_fx.config import BackendConfig
-from taylorseer_fx.runtime.buffers import BufferLayout
 from tests.runtime.graph_stand_in import StandIn
 from tests.zoo import Tiny, randomize, tiny, tiny_inputs
 
@@ -84,7 +83,8 @@ class TestReplays:
         """Warm up, capture and replay, replay; only the first capture of a kind may need more memory."""
         subject = Subject(order=0, interval=2, warmup=1)
         subject.generate(6)
-        assert subject.api.log == ["warm up"] * 2 + ["follow", "capture, with room made", "replay"] * 2 + ["follow", "replay"] * 2
+        room = ["synchronize", "empty cache"]
+        assert subject.api.steps == [*room, "begin", "end", "replay"] * 2 + ["replay"] * 2
 
     @pytest.mark.parametrize("dynamic", [False, True])
     def test_two_resolutions(self, dynamic):
@@ -202,12 +202,14 @@ class TestAddresses:
         assert "other addresses" in str(subject.backend.explain())
 
     def test_captures_keep_no_buffers(self):
-        """A stream's end frees its buffers; captures are addresses, and serve again where the next stream's buffers lie there."""
+        """They are addresses; what keeps buffers from one run to the next is the runtime, and nothing else."""
         subject = Subject()
         with subject.backend.stream("a"):
             [subject.compiled(**tiny_inputs(step)) for step in range(8)]
-        references = [weakref.ref(b) for state in subject.backend._runtime.states.values() for b in state.buffers]
-        subject.backend._runtime.forget("a")
+        runtime = subject.backend._runtime
+        references = [weakref.ref(b) for state in runtime.states.values() for b in state.buffers]
+        runtime.forget("a")
+        runtime.spare.clear()
         gc.collect()
         assert references
         assert not any(reference() is not None for reference in references)
@@ -215,39 +217,15 @@ class TestAddresses:
             for step in range(8):
                 with subject.backend.stream(name), subject.plain_backend.stream(name):
                     subject.step(step)
-            subject.backend._runtime.forget(name)
-
-    def test_buffers_at_the_same_addresses(self, monkeypatch):
-        """The allocator gives the next generation the memory of the last: its captures are right, and used."""
-        subject, memory = Subject(), list[Tensor]()
-        allocate = BufferLayout.allocate
-
-        def again(layout: BufferLayout, args: Any) -> list[Tensor]:
-            fresh = allocate(layout, args)
-            memory.extend(fresh[len(memory) :])
-            there = zip(memory, fresh, strict=False)
-            return [torch.empty(0).set_(old.untyped_storage(), 0, b.shape, b.stride()).zero_() for old, b in there]
-
-        with monkeypatch.context() as patch:
-            patch.setattr(BufferLayout, "allocate", again)
-            for name in "ab":
-                for step in range(NUM_STEPS):
-                    with subject.backend.stream(name):
-                        output = subject.compiled(**tiny_inputs(step, num_steps=NUM_STEPS))
-                    patch.setattr(BufferLayout, "allocate", allocate)
-                    with subject.plain_backend.stream(name):
-                        assert torch.equal(output, subject.plain(**tiny_inputs(step, num_steps=NUM_STEPS)))
-                    patch.setattr(BufferLayout, "allocate", again)
-                subject.backend._runtime.forget(name)
-                assert subject.counts[0] == 6
+            runtime.forget(name)
 
     def test_reset_frees_everything(self):
         subject = Subject()
         subject.generate()
-        assert len(subject.api.alive) == 6
+        assert len(subject.api.cuda.alive) == 6
         subject.backend.reset()
         gc.collect()
-        assert len(subject.api.alive) == 0
+        assert len(subject.api.cuda.alive) == 0
         subject.plain_backend.reset()
         subject.generate()
 
@@ -258,8 +236,9 @@ class TestAddresses:
             with subject.backend.stream(f"request-{number}"), subject.plain_backend.stream(f"request-{number}"):
                 subject.generate(4)
             subject.backend._runtime.forget(f"request-{number}")
+            subject.backend._runtime.spare.clear()  # so that the next one allocates
         graphs = subject.backend._runtime.cuda_graphs
-        assert graphs.num_held == len(subject.api.alive) <= graphs.limit == 32
+        assert graphs.num_held == len(subject.api.cuda.alive) <= graphs.limit == 32
 
 
 class TestFallback:
@@ -267,7 +246,7 @@ class TestFallback:
     def test_a_capture_that_fails(self, refused, kinds):
         """The variant runs as compiled, buffers are written once, the other kind is captured; the reason is said once."""
         subject = Subject()
-        subject.api.refuses = refused
+        subject.api.cuda.refuses = refused
         with pytest.warns(TaylorSeerWarning) as caught:
             subject.generate()
         subject.generate()

@@ -3,6 +3,7 @@
 import warnings
 import weakref
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from taylorseer_fx.passes.call_inputs import CallInputs
 from taylorseer_fx.passes.steps import StepKind
 from taylorseer_fx.passes.storage import Storage
+from taylorseer_fx.runtime import dispatch
 from taylorseer_fx.runtime.buffers import BufferLayout, BufferTemplate, SizeSource
 from taylorseer_fx.runtime.calls import CompiledVariant, GraphInfo, picker, read_time
 from taylorseer_fx.runtime.dispatch import Dispatcher
@@ -403,6 +405,65 @@ class TestSizes:
         assert h.runtime.peak_buffer_bytes == 2 * 4 * (4 + 4)
         h.runtime.reset()
         assert (h.runtime.buffer_bytes, h.runtime.peak_buffer_bytes) == (0, 2 * 4 * (4 + 4))
+
+
+class TestCudaStreams:
+    """Numbers stand for them; runs are forgotten at their end, as those of a pipeline are."""
+
+    @pytest.fixture
+    def kept(self, monkeypatch) -> list[int]:
+        """How many tensors were said to be in use, each time."""
+        kept: list[int] = []
+        monkeypatch.setattr(dispatch, "keep_until_done", lambda tensors: kept.append(len(tensors)))
+        return kept
+
+    def run(self, h: Harness, cuda_streams: list[int]) -> list[int]:
+        """One run, each step on the CUDA stream that is given; where its buffers lay."""
+        dispatcher = h.dispatcher()
+        for step, number in enumerate(cuda_streams):
+            dispatcher._current_stream = lambda number=number: number
+            with h.runtime.scopes.entered(Scope("a", step)):
+                dispatcher([X, None])
+        addresses = [buffer.data_ptr() for buffer in h.calls[-1].buffers]
+        h.calls.clear()
+        h.runtime.forget("a")
+        return sorted(addresses)
+
+    def captured_harness(self) -> Harness:
+        h = harness(Schedule(2, 1))
+        h.runtime.cuda_graphs = SimpleNamespace(num_held=1)
+        return h
+
+    def test_the_next_run_on_the_same(self, kept):
+        h = self.captured_harness()
+        first = self.run(h, [7, 7, 7])
+        assert self.run(h, [7, 7]) == first
+        assert kept == []
+        assert h.runtime.buffer_bytes == 3 * 8
+
+    def test_the_next_run_on_another(self, kept):
+        """It may begin before the last one is done, so it allocates; what was spare is freed."""
+        h = self.captured_harness()
+        self.run(h, [7, 7, 7])
+        references = [weakref.ref(buffer) for state in h.runtime.spare[("graph", 1), 0] for buffer in state.buffers]
+        self.run(h, [8, 8])
+        assert len(references) == 3
+        assert not any(reference() is not None for reference in references)
+        assert kept == []
+
+    def test_changed_in_mid_run(self, kept):
+        """The allocator is told once of each that its memory is used on, besides the first; it serves no other run."""
+        h = self.captured_harness()
+        self.run(h, [7, 8, 7, 8, 9])
+        assert kept == [3, 3]
+        assert h.runtime.buffer_bytes == 0
+
+    def test_nothing_is_captured(self, kept):
+        """Then the end of a run frees its buffers."""
+        h = self.captured_harness()
+        h.runtime.cuda_graphs = SimpleNamespace(num_held=0)
+        self.run(h, [7, 7])
+        assert h.runtime.buffer_bytes == 0
 
 
 class TestTrouble:
