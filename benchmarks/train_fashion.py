@@ -1,7 +1,7 @@
 """Train the fashion model that ships in the package, judge it, and write its weights and model card.
 
     apt-get install dataset-fashion-mnist
-    python -m benchmarks.train_fashion [--steps 6000] [--threads 1]
+    python -m benchmarks.train_fashion [--steps 4400] [--threads 1]
 
 Flow matching on Fashion-MNIST: the velocity from picture to noise is predicted at sigmas drawn logit-normal, classes are dropped
 10 % of the time for guidance, an exponential moving average of the weights is kept and shipped. A checkpoint is written every
@@ -170,7 +170,7 @@ def write_card(trainer: Trainer, model: FluxTransformer2DModel, path: Path, num_
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=6000)
+    parser.add_argument("--steps", type=int, default=4400)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
