@@ -14,13 +14,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 from torch.nn.functional import mse_loss
 from tqdm import tqdm
 
 import taylorseer_fx.digits.model as digits_model
 from taylorseer_fx.digits.judge import Judge, load_real_digits
 from taylorseer_fx.digits.sampling import NULL_CLASS, NUM_CLASSES, build_scheduler, sample_digits
+from taylorseer_fx.half_weights import save_half
 
 CARD = """# Model card: digits DiT
 
@@ -89,7 +89,7 @@ def main() -> None:
     wanted = torch.arange(400) % NUM_CLASSES
     judge = Judge()
     accuracy = judge.accuracy(sample_digits(model, wanted), wanted)
-    save_file({name: tensor.half().contiguous() for name, tensor in model.state_dict().items()}, args.out)
+    save_half(model, args.out)
     card = CARD.format(
         parameters=sum(p.numel() for p in model.parameters()),
         num_images=1797,

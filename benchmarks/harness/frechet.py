@@ -52,11 +52,17 @@ def feature_space() -> FeatureSpace:
 
 
 def frechet_distance(a: Array, b: Array) -> float:
-    """Between two Gaussians of the mean and covariance of ``[n, d]`` and ``[m, d]``:
-    ``|mean_a - mean_b|^2 + tr(C_a + C_b - 2 (C_a^1/2 C_b C_a^1/2)^1/2)``.
-    """
-    mean_a, mean_b = a.mean(0), b.mean(0)
-    cov_a, cov_b = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
+    """Between two Gaussians of the mean and covariance of ``[n, d]`` and ``[m, d]``."""
+    return distance_of_moments(*moments(a), *moments(b))
+
+
+def moments(points: Array) -> tuple[Array, Array]:
+    """Mean ``[d]`` and covariance ``[d, d]`` of ``[n, d]``."""
+    return points.mean(0), np.cov(points, rowvar=False)
+
+
+def distance_of_moments(mean_a: Array, cov_a: Array, mean_b: Array, cov_b: Array) -> float:
+    """``|mean_a - mean_b|^2 + tr(C_a + C_b - 2 (C_a^1/2 C_b C_a^1/2)^1/2)``."""
     root = _root(cov_a)
     cross = np.sqrt(np.clip(np.linalg.eigvalsh(root @ cov_b @ root), 0, None)).sum()
     distance = ((mean_a - mean_b) ** 2).sum() + np.trace(cov_a) + np.trace(cov_b) - 2 * cross

@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-import torch
 from diffusers import DiTTransformer2DModel
-from safetensors.torch import load_file
+
+from taylorseer_fx.half_weights import load_half
 
 WEIGHTS_PATH = Path(__file__).with_name("digits_dit.safetensors")
 
@@ -34,8 +34,5 @@ def build_digits_model() -> DiTTransformer2DModel:
 
 
 def load_digits_model() -> DiTTransformer2DModel:
-    """The trained model in float32 (the file holds float16, which halves the package and changes no sampled class)."""
-    model = build_digits_model()
-    state = {name: tensor.to(torch.float32) for name, tensor in load_file(WEIGHTS_PATH).items()}
-    model.load_state_dict(state)
-    return model
+    """The trained model in float32."""
+    return load_half(build_digits_model(), WEIGHTS_PATH)
