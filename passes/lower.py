@@ -18,6 +18,7 @@ from taylorseer_fx.passes.fold_repeats import fold_repeats
 from taylorseer_fx.passes.guard_regions import GuardedGraph
 from taylorseer_fx.passes.runner import Runner
 from taylorseer_fx.passes.steps import StepKind
+from taylorseer_fx.passes.store_early import store_early
 from taylorseer_fx.passes.sum_few_rows import sum_few_rows
 
 Features = Sequence[Sequence[fx.Node]]  # the inputs that are the buffers of each feature
@@ -61,11 +62,13 @@ CPU_FUSION_SIZE = 2
 
 TARGETS = {
     "cpu": Target("cpu", forecast=Lowering(("sum_few_rows", "fold_repeats"), {"max_fusion_size": CPU_FUSION_SIZE})),
+    "cuda": Target("cuda", full=Lowering(("store_early",))),
 }
 
 REWRITES: dict[str, Callable[[fx.GraphModule, Features], fx.GraphModule]] = {
     "sum_few_rows": lambda gm, _features: sum_few_rows(gm),
     "fold_repeats": lambda gm, features: fold_repeats(gm, features),
+    "store_early": lambda gm, _features: store_early(gm),
 }
 
 

@@ -1,0 +1,122 @@
+"""Have Inductor generate its code for a graph of fake CUDA tensors, and count what it would launch and move."""
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import fx
+from torch._inductor import scheduler
+from torch._inductor.compile_fx import compile_fx_inner
+from torch._inductor.graph import GraphLowering
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class Generated:
+    """Inductor's code for one graph.
+
+    ``kernels``: source of each Triton kernel by name. ``launches``: how often each is launched, in order of the code.
+    ``library``: calls of library operators. ``num_bytes``: what all of them read and write, a tensor counted once a kernel.
+    ``copies``: kernels that do nothing but copy something into an input, such as a feature into its buffer.
+    """
+
+    source: str
+    kernels: dict[str, str]
+    launches: Counter[str]
+    library: Counter[str]
+    num_bytes: int
+    copies: tuple[str, ...]
+
+    @property
+    def num_launches(self) -> int:
+        return self.launches.total() + self.library.total()
+
+
+class _Done(BaseException):
+    """Leaves Inductor, through whatever handles errors, when the code is generated."""
+
+
+def generate(gm: fx.GraphModule, inputs: Sequence[Any], static_inputs: Iterable[int]) -> Generated:
+    """What Inductor makes of ``gm``, which it works in; to be called in ``pretended_h100``."""
+    generated: list[Generated] = []
+
+    def compile_to_module(graph: GraphLowering) -> None:
+        code, _ = graph.codegen()
+        generated.append(_read(code.value, graph.scheduler.nodes))
+        raise _Done
+
+    with mock.patch.object(GraphLowering, "compile_to_module", compile_to_module), torch.no_grad():
+        try:
+            compile_fx_inner(gm, inputs, static_input_idxs=tuple(static_inputs), is_inference=True)
+        except _Done:
+            pass
+    (only,) = generated
+    return only
+
+
+_DEFINITION = re.compile(r"^(triton_\w+) = async_compile\.triton\('\w+', '''\n(.*?)'''", re.MULTILINE | re.DOTALL)
+_LAUNCH = re.compile(r"^\s+(triton_\w+)\.run\(", re.MULTILINE)
+_LIBRARY = re.compile(r"\b(?:extern_kernels|torch\.ops\.\w+|aten)\.(\w+)(?:\.\w+)?\(")
+
+
+def _read(source: str, nodes: Sequence[scheduler.BaseSchedulerNode]) -> Generated:
+    body = source[source.index("\n    def call(self, args)") :]
+    return Generated(
+        source,
+        dict(_DEFINITION.findall(source)),
+        Counter(_LAUNCH.findall(body)),
+        Counter(_LIBRARY.findall(body)),
+        sum(_num_bytes(node) for node in nodes),
+        tuple(node.get_name() for node in nodes if _is_copy(node)),
+    )
+
+
+def _num_bytes(node: scheduler.BaseSchedulerNode) -> int:
+    if isinstance(node, scheduler.ForeachKernelSchedulerNode):  # its parts share a launch, not what they read
+        return sum(map(_num_bytes, node.snodes))
+    if isinstance(node, scheduler.ExternKernelSchedulerNode):  # the scheduler counts all of a weight where a part is read
+        tensors = [*node.node.inputs, node.node]
+        return sum(prod(map(int, tensor.get_size())) * tensor.get_dtype().itemsize for tensor in tensors if _has_size(tensor))
+    return int(node.get_read_write_buffers_sizes())
+
+
+def _has_size(value: Any) -> bool:
+    return not isinstance(value, (list, tuple)) and value.maybe_get_size() is not None
+
+
+_MOVES = {
+    aten.copy_,
+    aten.clone,
+    aten.view,
+    aten.reshape,
+    aten._unsafe_view,
+    aten.permute,
+    aten.slice,
+    aten.squeeze,
+    aten.unsqueeze,
+    aten.expand,
+    torch.ops.prims.convert_element_type,
+    torch.ops.aten._to_copy,
+}
+
+
+def _is_copy(node: scheduler.BaseSchedulerNode) -> bool:
+    parts = list(_parts(node))
+    return bool(parts) and all(
+        any(output.get_mutations() for output in part.get_outputs())
+        and all(getattr(origin.target, "overloadpacket", None) in _MOVES for origin in part.node.get_origins())
+        for part in parts
+    )
+
+
+def _parts(node: scheduler.BaseSchedulerNode) -> Iterator[scheduler.SchedulerNode]:
+    """The loops in a kernel; none of a library's call."""
+    for part in node.get_nodes():
+        if isinstance(part, scheduler.SchedulerNode):
+            yield part
