@@ -16,10 +16,12 @@ from taylorseer_fx.passes.clean_up import Variant
 from taylorseer_fx.passes.emit import copied
 from taylorseer_fx.passes.fold_repeats import fold_repeats
 from taylorseer_fx.passes.guard_regions import GuardedGraph
+from taylorseer_fx.passes.patches_as_products import patches_as_products
 from taylorseer_fx.passes.runner import Runner
 from taylorseer_fx.passes.steps import StepKind
 from taylorseer_fx.passes.store_early import store_early
 from taylorseer_fx.passes.sum_few_rows import sum_few_rows
+from taylorseer_fx.passes.sum_small_weights import sum_small_weights
 
 Features = Sequence[Sequence[fx.Node]]  # the inputs that are the buffers of each feature
 
@@ -69,6 +71,8 @@ REWRITES: dict[str, Callable[[fx.GraphModule, Features], fx.GraphModule]] = {
     "sum_few_rows": lambda gm, _features: sum_few_rows(gm),
     "fold_repeats": lambda gm, features: fold_repeats(gm, features),
     "store_early": lambda gm, _features: store_early(gm),
+    "patches_as_products": lambda gm, _features: patches_as_products(gm),
+    "sum_small_weights": lambda gm, _features: sum_small_weights(gm),
 }
 
 

@@ -12,7 +12,9 @@ import torch
 from torch import fx
 from torch._inductor import scheduler
 from torch._inductor.compile_fx import compile_fx_inner
+from torch._inductor.dependencies import MemoryDep
 from torch._inductor.graph import GraphLowering
+from torch._inductor.virtualized import V
 
 aten = torch.ops.aten
 
@@ -83,7 +85,21 @@ def _num_bytes(node: scheduler.BaseSchedulerNode) -> int:
     if isinstance(node, scheduler.ExternKernelSchedulerNode):  # the scheduler counts all of a weight where a part is read
         tensors = [*node.node.inputs, node.node]
         return sum(prod(map(int, tensor.get_size())) * tensor.get_dtype().itemsize for tensor in tensors if _has_size(tensor))
-    return int(node.get_read_write_buffers_sizes())
+    whole = node.get_read_write_buffer_accesses(include_reads=True, include_writes=True)
+    return sum(min(count, _num_bytes_of_loops(node, name)) for name, count in whole.items())
+
+
+def _num_bytes_of_loops(node: scheduler.BaseSchedulerNode, name: str) -> int:
+    """What the loops in a kernel read or write of a tensor, by the variables that their indices hold: the scheduler merges loops,
+    after which a weight seems to be read once a row. Of a table that rows are gathered from, as much as there are results.
+    """
+    elements = {}
+    for part in _parts(node):
+        for dep in part.node.get_read_writes().reads_and_writes():
+            if dep.name == name:
+                gathers = isinstance(dep, MemoryDep) and dep.is_indirect()
+                elements[dep] = prod(map(int, part.node.get_size())) if gathers else int(dep.get_numel())
+    return sum(elements.values()) * V.graph.get_dtype(name).itemsize
 
 
 def _has_size(value: Any) -> bool:
