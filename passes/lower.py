@@ -16,6 +16,7 @@ from taylorseer_fx.passes.clean_up import Variant
 from taylorseer_fx.passes.emit import copied
 from taylorseer_fx.passes.fold_repeats import fold_repeats
 from taylorseer_fx.passes.guard_regions import GuardedGraph
+from taylorseer_fx.passes.join_slices import join_slices
 from taylorseer_fx.passes.patches_as_products import patches_as_products
 from taylorseer_fx.passes.runner import Runner
 from taylorseer_fx.passes.steps import StepKind
@@ -62,14 +63,22 @@ AS_IT_IS = Target("as it is")
 # many streams of memory. DiT-XL/2, 168 buffers, two threads: a forecast step of 49 ms, and of 29 ms in loops of two nodes.
 CPU_FUSION_SIZE = 2
 
+CUDA_FUSION_SIZE = 20
+_PRODUCTS = ("patches_as_products", "sum_small_weights")
+
 TARGETS = {
     "cpu": Target("cpu", forecast=Lowering(("sum_few_rows", "fold_repeats"), {"max_fusion_size": CPU_FUSION_SIZE})),
-    "cuda": Target("cuda", full=Lowering(("store_early",))),
+    "cuda": Target(
+        "cuda",
+        full=Lowering(("join_slices", "store_early", *_PRODUCTS)),
+        forecast=Lowering(_PRODUCTS, {"max_fusion_size": CUDA_FUSION_SIZE, "combo_kernels": True}),
+    ),
 }
 
 REWRITES: dict[str, Callable[[fx.GraphModule, Features], fx.GraphModule]] = {
     "sum_few_rows": lambda gm, _features: sum_few_rows(gm),
     "fold_repeats": lambda gm, features: fold_repeats(gm, features),
+    "join_slices": lambda gm, _features: join_slices(gm),
     "store_early": lambda gm, _features: store_early(gm),
     "patches_as_products": lambda gm, _features: patches_as_products(gm),
     "sum_small_weights": lambda gm, _features: sum_small_weights(gm),
