@@ -8,8 +8,9 @@ part and read whole, the rows outside of the stored window are therefore written
 is then written several times with the same values.
 
     before:  copy_(%b1, slice(%F, 1, 512, 4608))                                                        %F : [1, 4608, 3072]
-    after:   index_put_(%b1, [None, clamp(%row - 512, 0, 4095)], where(%row >= 512, %F, slice(%F, 1, 512, 513)))
+    after:   index_put_(%b1, [None, clamp_min(%row - 512, 0)], where(%row >= 512, %F, slice(%F, 1, 512, 513)))
 
+What remains is a feature that is joined with other tokens before it is read, as between FLUX's double and single blocks: one of 76.
 A buffer is still written after everything that reads it.
 """
 
@@ -60,11 +61,12 @@ def _spread(emit: Emit, buffer: fx.Node, value: fx.Node, dim: int) -> tuple[Any,
     source, interval = cast(fx.Node, value.args[0]), cast(tuple[int, int], sliced(value, dim))
     (start, end), whole = interval, source.meta["val"]
     row = emit(prims.iota.default, whole.shape[dim], start=0, step=1, dtype=torch.int64, device=whole.device, requires_grad=False)
-    place = emit(aten.clamp_max.default, emit(aten.clamp_min.default, emit(aten.sub.Tensor, row, start), 0), end - start - 1)
+    place = emit(aten.clamp_min.default, emit(aten.sub.Tensor, row, start), 0)
     along = emit(aten.view.default, row, [-1 if i == dim else 1 for i in range(whole.dim())])
     rows = source
     if start > 0:
         rows = emit(aten.where.self, emit(aten.ge.Scalar, along, start), rows, emit(aten.slice.Tensor, source, dim, start, start + 1))
     if end < whole.shape[dim]:
+        place = emit(aten.clamp_max.default, place, end - start - 1)
         rows = emit(aten.where.self, emit(aten.lt.Scalar, along, end), rows, emit(aten.slice.Tensor, source, dim, end - 1, end))
     return aten.index_put_.default, (buffer, [*[None] * dim, place], rows)
