@@ -3,8 +3,8 @@
     before:  %text = slice(%y, 1, 0, 512)  %image = slice(%y, 1, 512, 4608)  %joined = cat([%text, %image], 1)
     after:   %joined is %y
 
-FLUX cuts its tokens up and joins them anew between two of its single blocks. Inductor reads the parts one by one, each under a mask,
-and then shares nothing with what reads the whole, such as what stores a feature.
+FLUX cuts its tokens up and joins them anew between two of its single blocks. Inductor reads the parts one by one, each under a
+mask, and then shares nothing with what reads the whole, such as what stores a feature.
 """
 
 from itertools import pairwise

@@ -5,9 +5,9 @@
              %rows = addmm(%b, %patches, permute(view(%w, [O, C * 2 * 2]), [1, 0]))
              %conv = clone(permute(view(%rows, [B, H/2, W/2, O]), [0, 3, 1, 2]))
 
-A transformer reads the patches row by row, a convolution writes them channel by channel, so the kernel that met both read across
-memory in tiles. In a forecast step it is one that holds some forty polynomials: DiT-XL/2's needed up to 10 KB of stack a thread for
-registers that it had not. The clone is where the values lie as the convolution's did; Inductor reads through it.
+A transformer reads the patches row by row, a convolution writes them channel by channel, so the kernel that meets both is one
+over tiles. In a forecast step it holds some forty polynomials, too: of DiT-XL/2's, most configurations spilled registers, up to
+11 KB a thread. The clone's values lie as the convolution's did; Inductor reads through it.
 """
 
 from collections.abc import Sequence

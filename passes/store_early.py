@@ -3,15 +3,15 @@
     before:  %F = addmm(...)  %x1 = add(mul(%gate, %F), %x)  ...all other blocks...  copy_(%b1, %F)
     after:   %F = addmm(...)  copy_(%b1, %F)  %x1 = add(mul(%gate, %F), %x)  ...all other blocks...
 
-On a GPU Inductor does not fuse loops that stand far from each other, nor loops of unequal length. Of a feature that is stored in
-part and read whole, the rows outside of the stored window are therefore written too: as the window's nearest row, to its place, which
-is then written several times with the same values.
+On a GPU Inductor does not fuse loops that stand far from each other, nor loops of unequal length. Of a feature that is stored
+in part and read whole, the rows outside of the stored window are therefore written too: as the window's nearest row, to its
+place, which is then written several times with the same values.
 
     before:  copy_(%b1, slice(%F, 1, 512, 4608))                                                        %F : [1, 4608, 3072]
     after:   index_put_(%b1, [None, clamp_min(%row - 512, 0)], where(%row >= 512, %F, slice(%F, 1, 512, 513)))
 
-What remains is a feature that is joined with other tokens before it is read, as between FLUX's double and single blocks: one of 76.
-A buffer is still written after everything that reads it.
+What remains is a feature that is joined with other tokens before it is read, as between FLUX's double and single blocks: one
+of 76. A buffer is still written after everything that reads it.
 """
 
 from typing import Any, cast
@@ -24,6 +24,7 @@ from taylorseer_fx.passes.effects import eliminate_dead_code
 from taylorseer_fx.passes.emit import Emit, copied, emit_as_it_is, emitter, graph_fake_mode, standing_for
 from taylorseer_fx.passes.join_slices import sliced
 from taylorseer_fx.passes.ops import aten, prims
+from taylorseer_fx.passes.windows import contains, normalized, sizes_of
 
 
 def store_early(gm: fx.GraphModule) -> fx.GraphModule:
@@ -51,22 +52,24 @@ def _windowed_dim(value: fx.Node, demands: Demands) -> int | None:
         return None
     for dim in range(value.meta["val"].dim()):
         if (interval := sliced(value, dim)) is not None:
-            read = [window[dim] for window in demands[source]]
-            return dim if any(part is None or part[0] < interval[0] or part[1] > interval[1] for part in read) else None
+            stored = normalized([interval if i == dim else None for i in range(value.meta["val"].dim())], sizes_of(source))
+            return None if all(contains(stored, read) for read in demands[source]) else dim
     return None
 
 
 def _spread(emit: Emit, buffer: fx.Node, value: fx.Node, dim: int) -> tuple[Any, tuple[Any, ...]]:
     """The operator that writes every row of what ``value`` slices, and its arguments."""
-    source, interval = cast(fx.Node, value.args[0]), cast(tuple[int, int], sliced(value, dim))
-    (start, end), whole = interval, source.meta["val"]
+    source, (start, end) = cast(fx.Node, value.args[0]), cast(tuple[int, int], sliced(value, dim))
+    whole = source.meta["val"]
     row = emit(prims.iota.default, whole.shape[dim], start=0, step=1, dtype=torch.int64, device=whole.device, requires_grad=False)
-    place = emit(aten.clamp_min.default, emit(aten.sub.Tensor, row, start), 0)
     along = emit(aten.view.default, row, [-1 if i == dim else 1 for i in range(whole.dim())])
+    place = emit(aten.clamp_min.default, emit(aten.sub.Tensor, row, start), 0)
     rows = source
     if start > 0:
-        rows = emit(aten.where.self, emit(aten.ge.Scalar, along, start), rows, emit(aten.slice.Tensor, source, dim, start, start + 1))
+        first = emit(aten.slice.Tensor, source, dim, start, start + 1)
+        rows = emit(aten.where.self, emit(aten.ge.Scalar, along, start), rows, first)
     if end < whole.shape[dim]:
+        last = emit(aten.slice.Tensor, source, dim, end - 1, end)
+        rows = emit(aten.where.self, emit(aten.lt.Scalar, along, end), rows, last)
         place = emit(aten.clamp_max.default, place, end - start - 1)
-        rows = emit(aten.where.self, emit(aten.lt.Scalar, along, end), rows, emit(aten.slice.Tensor, source, dim, end - 1, end))
     return aten.index_put_.default, (buffer, [*[None] * dim, place], rows)

@@ -1,16 +1,16 @@
-"""Write products of a few rows with a small weight as sums: on a GPU, where launching one takes as long as reading its weight, many
-of them then share a launch.
+"""Write products of a few rows with a small weight as sums: on a GPU, where launching one takes as long as reading its weight,
+many of them then share a launch.
 
     before:  %gate = addmm(%b, %t, permute(%w, [1, 0]))                                 %t : [2, 1152]  %w : [1152, 1152]
     after:   %sums = sum(mul(unsqueeze(%w, 1), unsqueeze(%t, 0)), [-1])                 %sums : [1152, 2]
              %gate = add(clone(permute(%sums, [1, 0])), %b)
 
-The rows come last, so neighbours in a block read the same row of the weight, which comes from memory once. Inductor puts sums that
-read the same rows into one kernel, with what is done to the result, and as combo kernels those that have nothing in common too. The
+The rows come last, so neighbours in a block read the same row of the weight, which comes from memory once. Inductor puts sums
+that read the same rows into one kernel, with what is done to the result, and as combo kernels those that share nothing, too. The
 rows are written out before, or each row of the weight would compute them anew, and so is the result, which a kernel of many
 polynomials has not the registers to put together.
 
-What a weight concatenated from all blocks would save beyond that is not worth its memory: a copy of every weight.
+A batched product over the weights of all blocks would need them side by side: a copy of each, in every step or kept for good.
 """
 
 import torch

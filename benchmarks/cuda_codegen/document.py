@@ -1,16 +1,17 @@
-"""The recorded figures as a page of the documentation, and which of the aims they reach."""
+"""The recorded figures as a page of the documentation, and the aims that they reach."""
 
 from collections.abc import Sequence
 from typing import Any
 
 PAGE = """# The code for a GPU, as it is generated
 
-**Generated for {architecture}, not run.** Nothing on this page was measured on a GPU. `python -m benchmarks.cuda_codegen` traces each
-model at full depth, has Inductor generate its code for an H100, compiles every Triton kernel and counts: launches, bytes that all
-kernels and library calls read and write (a tensor once a kernel) over the fewest possible, registers and spills of every
-configuration that a kernel may be launched with. bfloat16, order {order}, torch {torch}, triton {triton}, {date}.
+**Generated for {architecture}, not run.** Nothing on this page was measured on a GPU. `python -m benchmarks.cuda_codegen` traces
+each model at full depth, has Inductor generate its code for an H100, compiles every Triton kernel, and counts: launches, the
+bytes that all kernels and library calls read and write (a tensor once a kernel) over the fewest possible, and the registers and spills
+of every configuration that a kernel may be launched with. bfloat16, order {order}, torch {torch}, triton {triton}, {date}.
 
-*Before*: the graphs as the passes make them, with Inductor's own settings. *After*: lowered for the target "cuda" (`passes/lower.py`).
+*Before*: the graphs as the passes make them, with Inductor's own settings. *After*: lowered for the target "cuda"
+(`passes/lower.py`).
 
 {tables}
 
@@ -18,12 +19,12 @@ configuration that a kernel may be launched with. bfloat16, order {order}, torch
 | --- | ---: |
 {aims}
 
-Registers are the most of any configuration, occupancy is the least, and a kernel counts as spilling if one of its configurations
-does; the others are there to be chosen instead, by Inductor's tuner, on a GPU. Plain `torch.compile` has such kernels, too: those that
-embed positions and those that read the patches' convolution.
+Registers are the most of any configuration, occupancy is the least that they leave room for, and a kernel counts as spilling if
+one of its configurations does. Plain `torch.compile` has kernels of low occupancy, too: those that embed positions, and those that
+read the convolution of the patches.
 
-What is left: FLUX.1-dev's last double block joins text and image before its feature is read, so that this one feature of 76 is still
-copied by a kernel of its own.
+What is left: after FLUX.1-dev's last double block text and image are joined before the feature is read, so this one feature of 76
+is still copied by a kernel of its own.
 """
 HEADER = ("graph", "", "launches", "Triton", "library", "MB", "over the fewest", "copies", "spilling", "registers", "occupancy")
 

@@ -3,6 +3,7 @@
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -53,11 +54,8 @@ def generate(gm: fx.GraphModule, inputs: Sequence[Any], static_inputs: Iterable[
         generated.append(_read(code.value, graph.scheduler.nodes))
         raise _Done
 
-    with mock.patch.object(GraphLowering, "compile_to_module", compile_to_module), torch.no_grad():
-        try:
-            compile_fx_inner(gm, inputs, static_input_idxs=tuple(static_inputs), is_inference=True)
-        except _Done:
-            pass
+    with mock.patch.object(GraphLowering, "compile_to_module", compile_to_module), torch.no_grad(), suppress(_Done):
+        compile_fx_inner(gm, inputs, static_input_idxs=tuple(static_inputs), is_inference=True)
     (only,) = generated
     return only
 

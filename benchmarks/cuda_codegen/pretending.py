@@ -74,7 +74,9 @@ def pretended_h100() -> Iterator[None]:
         for owner, answers in ANSWERS.items():
             for name, value in answers.items():
                 answer: Any = mock.Mock(return_value=value)
-                stack.enter_context(mock.patch.object(owner, name, answer if owner is not CudaInterface else staticmethod(answer)))
+                stack.enter_context(
+                    mock.patch.object(owner, name, answer if owner is not CudaInterface else staticmethod(answer))
+                )
         stack.enter_context(mock.patch.object(torch.version, "cuda", "13.0"))
         stack.enter_context(mock.patch.object(triton.runtime.driver, "_active", DRIVER))
         stack.enter_context(config.patch(_NO_LOADING))

@@ -13,7 +13,7 @@ from taylorseer_fx.bench.geometries import GEOMETRIES
 DTYPE = torch.bfloat16
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Subject:
     """A model: how to build so and so many blocks of each of its kinds, and the name of the geometry that its inputs have.
 
