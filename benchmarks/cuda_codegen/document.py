@@ -7,8 +7,8 @@ PAGE = """# The code for a GPU, as it is generated
 
 **Generated for {architecture}, not run.** Nothing on this page was measured on a GPU. `python -m benchmarks.cuda_codegen` traces
 each model at full depth, has Inductor generate its code for an H100, compiles every Triton kernel, and counts: launches, the
-bytes that all kernels and library calls read and write (a tensor once a kernel) over the fewest possible, and the registers and spills
-of every configuration that a kernel may be launched with. bfloat16, order {order}, torch {torch}, triton {triton}, {date}.
+bytes that all kernels and library calls read and write (a tensor once a kernel) over the fewest possible, and the registers and
+spills of every configuration that a kernel may be launched with. bfloat16, order {order}, torch {torch}, triton {triton}, {date}.
 
 *Before*: the graphs as the passes make them, with Inductor's own settings. *After*: lowered for the target "cuda"
 (`passes/lower.py`).
@@ -20,8 +20,8 @@ of every configuration that a kernel may be launched with. bfloat16, order {orde
 {aims}
 
 Registers are the most of any configuration, occupancy is the least that they leave room for, and a kernel counts as spilling if
-one of its configurations does. Plain `torch.compile` has kernels of low occupancy, too: those that embed positions, and those that
-read the convolution of the patches.
+one of its configurations does. Plain `torch.compile` has kernels of low occupancy, too: those that embed positions, and those
+that read the convolution of the patches.
 
 What is left: after FLUX.1-dev's last double block text and image are joined before the feature is read, so this one feature of 76
 is still copied by a kernel of its own.

@@ -45,20 +45,26 @@ class TestSnapshot(TestCase):
     maxDiff = None
 
     def test_flux(self):
-        self.assertExpectedInline(lines(FLUX), """\
+        self.assertExpectedInline(
+            lines(FLUX),
+            """\
 plain: 47 Triton + 54 library, 7199 MB of 2059, copies 0
 forecast, module: 6 Triton + 12 library, 771 MB of 670, copies 0
 full, module: 47 Triton + 51 library, 7372 MB of 2210, copies 1
 forecast, stack: 6 Triton + 6 library, 280 MB of 180, copies 0
-full, stack: 49 Triton + 51 library, 7365 MB of 2084, copies 0""")
+full, stack: 49 Triton + 51 library, 7365 MB of 2084, copies 0""",
+        )
 
     def test_dit(self):
-        self.assertExpectedInline(lines(DIT), """\
+        self.assertExpectedInline(
+            lines(DIT),
+            """\
 plain: 33 Triton + 45 library, 399 MB of 210, copies 0
 forecast, module: 7 Triton + 2 library, 74 MB of 69, copies 0
 full, module: 24 Triton + 34 library, 404 MB of 220, copies 0
 forecast, stack: 7 Triton + 2 library, 18 MB of 13, copies 0
-full, stack: 24 Triton + 34 library, 398 MB of 211, copies 0""")
+full, stack: 24 Triton + 34 library, 398 MB of 211, copies 0""",
+        )
 
 
 @pytest.mark.parametrize("granularity", GRANULARITIES)
