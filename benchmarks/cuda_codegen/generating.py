@@ -17,8 +17,6 @@ from torch._inductor.dependencies import MemoryDep
 from torch._inductor.graph import GraphLowering
 from torch._inductor.virtualized import V
 
-aten = torch.ops.aten
-
 
 @dataclass(frozen=True)
 class Generated:
@@ -26,7 +24,7 @@ class Generated:
 
     ``kernels``: source of each Triton kernel by name. ``launches``: how often each is launched, in order of the code.
     ``library``: calls of library operators. ``num_bytes``: what all of them read and write, a tensor counted once a kernel.
-    ``copies``: kernels that do nothing but copy something into an input, such as a feature into its buffer.
+    ``copies``: kernels that do nothing but write into inputs, such as a feature into its buffer.
     """
 
     source: str
@@ -104,29 +102,10 @@ def _has_size(value: Any) -> bool:
     return not isinstance(value, (list, tuple)) and value.maybe_get_size() is not None
 
 
-_MOVES = {
-    aten.copy_,
-    aten.clone,
-    aten.view,
-    aten.reshape,
-    aten._unsafe_view,
-    aten.permute,
-    aten.slice,
-    aten.squeeze,
-    aten.unsqueeze,
-    aten.expand,
-    torch.ops.prims.convert_element_type,
-    torch.ops.aten._to_copy,
-}
-
-
 def _is_copy(node: scheduler.BaseSchedulerNode) -> bool:
+    """Does a kernel store features and do nothing else?"""
     parts = list(_parts(node))
-    return bool(parts) and all(
-        any(output.get_mutations() for output in part.get_outputs())
-        and all(getattr(origin.target, "overloadpacket", None) in _MOVES for origin in part.node.get_origins())
-        for part in parts
-    )
+    return bool(parts) and all(output.get_mutations() for part in parts for output in part.get_outputs())
 
 
 def _parts(node: scheduler.BaseSchedulerNode) -> Iterator[scheduler.SchedulerNode]:
