@@ -175,7 +175,7 @@ def _gpu_row(row: dict[str, Any]) -> tuple[str, ...]:
         f"{ours['realised_over_byte_ceiling']:.1%}",
         f"{ours['bandwidth_share']:.0%}",
         f"{ours['host_us_forecast']:.0f}",
-        f"{row['compiled']['seconds']:.2f}",
+        f"{row['compiled']['seconds']:.2f}" if "compiled" in row else "-",
         format_bytes(ours["peak_bytes"]),
         format_bytes(ours["buffer_bytes"]),
         f"{ours['compile_seconds']:.0f}",

@@ -8,6 +8,10 @@ OPTIONAL = {
     "find_cut_branches": "branches that a graph break cuts off are not listed",
     "narrow": "a forecast step computes more than is read of it",
     "sum_few_rows": "a forecast step on a CPU reads the weights of its gates more slowly",
+    "join_slices": "a full step on a GPU copies features of which only a part is stored",
+    "store_early": "a full step on a GPU copies every feature by a kernel of its own",
+    "patches_as_products": "a forecast step on a GPU reads the first blocks across memory",
+    "sum_small_weights": "each small product of a step on a GPU is a launch of its own",
     "fold_repeats": "every block of a forecast step is compiled by itself, which takes longer",
 }
 

@@ -28,9 +28,8 @@ def sum_few_rows(gm: fx.GraphModule) -> fx.GraphModule:
     copy = copied(gm)
     graph = copy.graph
     emit = emitter(graph, graph_fake_mode(graph))
-    products = [node for op in (aten.addmm.default, aten.mm.default) for node in graph.find_nodes(op="call_function", target=op)]
-    for node in products:
-        if _has_few_rows(node) and not node.kwargs:
+    for node in products(graph):
+        if has_few_rows(node) and node.meta["val"].device.type == "cpu":
             with graph.inserting_before(node), standing_for(node, __name__):
                 rewritten = _rewritten(emit, node)
             rewritten.meta = {**node.meta, "val": rewritten.meta["val"]}
@@ -40,13 +39,18 @@ def sum_few_rows(gm: fx.GraphModule) -> fx.GraphModule:
     return copy
 
 
-def _has_few_rows(node: fx.Node) -> bool:
-    """Of rows times the transpose of a matrix that lies in memory row by row, on a CPU."""
+def products(graph: fx.Graph) -> list[fx.Node]:
+    """The matrix products, with an addend or without."""
+    return [node for op in (aten.addmm.default, aten.mm.default) for node in graph.find_nodes(op="call_function", target=op)]
+
+
+def has_few_rows(node: fx.Node) -> bool:
+    """Of rows times the transpose of a matrix that lies in memory row by row, without factors."""
     rows, weight = node.args[-2:]
     assert isinstance(rows, fx.Node)
     assert isinstance(weight, fx.Node)
     meta, value = tensor_meta(rows), tensor_meta(weight)
-    if meta is None or value is None or meta.device.type != "cpu" or weight.target is not aten.permute.default:
+    if meta is None or value is None or node.kwargs or weight.target is not aten.permute.default:
         return False
     has_few = isinstance(meta.shape[0], int) and meta.shape[0] in ROWS
     return has_few and meta.dtype.is_floating_point and value.stride(0) == 1 and weight.args[1] == [1, 0]

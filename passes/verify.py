@@ -1,7 +1,7 @@
 """What holds of a graph after every stage; checked in debug mode and in the tests.
 
 Each tensor has its fake value; inputs keep their order, new ones come last; nothing is written but what the traced graph wrote,
-and, once a graph is that of one step kind, the buffers: by ``copy_``, at the end.
+and, once a graph is that of one step kind, the buffers: once each, after all that reads them.
 """
 
 from collections.abc import Iterable, Iterator
@@ -46,14 +46,15 @@ class Verifier:
         ours = [node for node in written if stores and self._is_store(node)]
         if others := [node.name for node in written if node not in ours]:
             raise ValueError(f"written to in a graph that was functional: by {_listed(others)}")
-        last = [node for node in graph.nodes if node.op == "call_function"][-len(ours) :] if ours else []
-        if ours != last:
-            raise ValueError(f"buffers are written to before the end of the graph: by {_listed(node.name for node in ours)}")
+        position = {node: i for i, node in enumerate(graph.nodes)}
+        late = [user.name for store in ours for user in store.all_input_nodes[0].users if position[user] > position[store]]
+        if late:
+            raise ValueError(f"buffers are read after they were written to: by {_listed(late)}")
 
     def _is_store(self, node: fx.Node) -> bool:
         into = node.args[0]
         is_buffer = isinstance(into, fx.Node) and into.op == "placeholder" and into.name not in self._traced_inputs
-        return node.target is aten.copy_.default and is_buffer
+        return node.target in (aten.copy_.default, aten.index_put_.default) and is_buffer
 
 
 def nodes_without_value(gm: fx.GraphModule) -> list[str]:

@@ -305,7 +305,8 @@ def taylorseer_backend(
         compiler_options: options of Inductor, as ``torch.compile(options=...)`` takes them.
         on_no_regions: what to do with a graph without attention or MLP: "error", or "warn" and compile it plainly.
         disabled_passes: names of optional passes to do without, for tests and debugging: "find_stored", "find_cut_branches",
-            "narrow", "sum_few_rows", "fold_repeats". Results stay right; ``explain()`` lists what was left out.
+            "narrow"; on a CPU "sum_few_rows", "fold_repeats"; on a GPU "join_slices", "store_early", "patches_as_products",
+            "sum_small_weights". Results stay right; ``explain()`` lists what was left out.
 
     Returns:
         A callable ``(gm, example_inputs)`` for ``torch.compile(model, backend=...)``. Use one for each model: it holds the

@@ -1,7 +1,7 @@
 """Where we meet Inductor: trace as ``torch.compile`` does, then compile each variant as ``torch.compile`` would.
 
 ``compile_fx`` runs Dynamo's graph through AOTAutograd and Inductor's joint-graph passes, then hands the functional ATen graph to
-an ``inner_compile``. We take that place, so a full step goes the very way of plain ``torch.compile``, and is traced once.
+an ``inner_compile``. We take that place, so a full step goes the way of plain ``torch.compile``, and is traced once.
 """
 
 import sys

@@ -22,7 +22,8 @@ BUFFER_DTYPE = (
     "None or one of torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.float8_e5m2, torch.float8_e4m3fn"
 )
 
-DISABLED_PASSES = "a list of 'find_stored', 'find_cut_branches', 'narrow', 'sum_few_rows', 'fold_repeats'"
+OF_A_TARGET = ("sum_few_rows", "join_slices", "store_early", "patches_as_products", "sum_small_weights", "fold_repeats")
+DISABLED_PASSES = f"a list of 'find_stored', 'find_cut_branches', 'narrow', {', '.join(map(repr, OF_A_TARGET))}"
 
 BAD = [
     ("order", 5, "an int of 0 to 4"),

@@ -2,3 +2,7 @@
 
 ``--device cpu --small`` runs the same code with tiny geometry, to see that it works; its figures say nothing.
 """
+
+import time
+
+STARTED = time.monotonic()  # before torch is imported, which counts where a run may take ten minutes

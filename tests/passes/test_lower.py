@@ -8,15 +8,18 @@ import pytest
 import torch
 from torch import fx
 from torch._inductor.utils import fresh_cache
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from taylorseer_fx import compile as compiling
 from taylorseer_fx import taylorseer_backend
-from taylorseer_fx.compile import target_for
+from taylorseer_fx.compile import make_eager, target_for
 from taylorseer_fx.errors import ConfigError
 from taylorseer_fx.passes.lower import AS_IT_IS, TARGETS
+from taylorseer_fx.passes.pipeline import run_passes
 from taylorseer_fx.passes.runner import count_ops
 from taylorseer_fx.passes.steps import StepKind
-from tests.graphs import render
+from taylorseer_fx.passes.storage import Storage
+from tests.graphs import render, trace
 from tests.zoo import tiny, tiny_inputs
 
 LOWERED = {"sum_few_rows_forecast", "fold_repeats_forecast"}
@@ -83,6 +86,29 @@ def test_targets():
     assert target_for([cpu, 3]) == TARGETS["cpu"]
     assert target_for([meta]) == target_for([cpu, meta]) == target_for([3]) == AS_IT_IS
     assert TARGETS["cpu"].of(StepKind.FULL) == AS_IT_IS.of(StepKind.FORECAST)
+
+
+def test_a_gpu():
+    with FakeTensorMode():
+        assert target_for([torch.empty(1, device="cuda"), 3]) == TARGETS["cuda"]
+
+
+@pytest.mark.parametrize("target", TARGETS.values(), ids=TARGETS)
+@pytest.mark.parametrize("kind", StepKind)
+def test_same_values_on_every_target(target, kind):
+    """Lowered graphs give what the graphs of the step kinds give, and leave the same in the buffers."""
+    with torch.no_grad():
+        traced = trace(tiny(), **tiny_inputs(0))
+        result = run_passes(traced.gm, traced.static_inputs, Storage(1), target=target)
+        before, after = result.variants[kind], result.lowered[kind]
+        extra = [node.meta["val"] for node in (*result.guarded.coefficients, *result.guarded.buffers)]
+        every_input = [*traced.real_inputs, *(torch.randn(value.shape, dtype=value.dtype) for value in extra)]
+        results = []
+        for variant in (before, after):
+            inputs = [every_input[i] for i in variant.input_positions]
+            inputs = [value.clone() if isinstance(value, torch.Tensor) else value for value in inputs]
+            results.append((make_eager(variant.gm, inputs, ())([*inputs]), inputs))
+    torch.testing.assert_close(results[1], results[0], equal_nan=True)
 
 
 def test_less_one_rewrite():

@@ -90,10 +90,14 @@ class TestWrites:
         with pytest.raises(ValueError, match="written to in a graph that was functional: by copy_"):
             verifier.check(gm)
 
-    def test_a_buffer_before_the_end(self):
+    def test_a_buffer_that_is_read_afterwards(self):
         gm = with_a_buffer(traced())
         write(gm, "buffer", at_the_end=False)
-        with pytest.raises(ValueError, match="before the end of the graph: by copy_"):
+        Verifier(traced()).check(gm, stores=True)
+        (buffer,) = [node for node in gm.graph.find_nodes(op="placeholder") if node.name == "buffer"]
+        with gm.graph.inserting_before(gm.graph.output_node()):
+            gm.graph.call_function(aten.neg.default, (buffer,)).meta["val"] = BUFFER
+        with pytest.raises(ValueError, match="read after they were written to: by neg"):
             Verifier(traced()).check(gm, stores=True)
 
     def test_an_input_of_the_model(self):
