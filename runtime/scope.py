@@ -43,11 +43,12 @@ class StepIndex:
             self.trusted = True
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Run:
-    """One run of an attached pipeline: a generation."""
+    """One run of an attached pipeline: a generation; ``num_steps`` of it, as soon as that is known."""
 
     index: StepIndex
+    num_steps: int | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,6 +14,7 @@ from taylorseer_fx.runtime.clock import Clock
 from taylorseer_fx.runtime.coefficients import History
 from taylorseer_fx.runtime.cuda_graphs import CudaGraphs
 from taylorseer_fx.runtime.graph_api import GraphApi
+from taylorseer_fx.runtime.placement import Placement
 from taylorseer_fx.runtime.schedule import Schedule
 from taylorseer_fx.runtime.scope import ScopeVariable
 from taylorseer_fx.runtime.ticks import Role, StreamKey, Tick
@@ -37,6 +38,7 @@ class StreamState:
     layout: tuple[int, tuple[int, ...]]
     buffers: list[Tensor]
     history: History
+    schedule: Schedule
     last_full: int = 0
     last_used: int = 0
 
@@ -45,7 +47,7 @@ class StreamState:
 class Runtime:
     """What the graphs of one backend share."""
 
-    schedule: Schedule
+    schedule: Schedule | Placement
     storage: Storage
     notify: Callable[[str, str], None]
     clock: Clock = field(init=False)
@@ -53,6 +55,7 @@ class Runtime:
     counters: Counters = field(default_factory=Counters)
     states: dict[tuple[StreamKey, Role], StreamState] = field(default_factory=dict)
     cuda_graphs: CudaGraphs | None = None
+    last_schedule: Schedule | None = None  # of the generation that began last
     peak_buffer_bytes: int = 0
     peak_states: int = 0
     has_regions: bool = False  # in some graph compiled so far
@@ -67,6 +70,17 @@ class Runtime:
         """Run what is on devices of ``api`` by captures."""
         turns = 1 if self.storage.keeps_differences else self.storage.order + 1
         self.cuda_graphs = CudaGraphs(api, self.notify, turns * len(StepKind), lambda: self.peak_states)
+
+    def schedule_from(self, step: int) -> Schedule:
+        """The schedule of a generation that begins now, at ``step`` of its run.
+
+        Raises:
+            ConfigError: it depends on the length of the run, which is not known.
+        """
+        scope = self.scopes.get()
+        num_steps = scope.run.num_steps if scope is not None and scope.run is not None else None
+        self.last_schedule = self.schedule.for_run(num_steps, step)
+        return self.last_schedule
 
     def note_peak(self) -> None:
         """Called after every allocation of buffers."""
@@ -103,7 +117,7 @@ class Runtime:
         newest = max((state.generation for (key, _), state in self.states.items() if key == stream), default=0)
         ended = [state for (key, _), state in self.states.items() if key == stream and state.generation == newest]
         if ended and all(state.first_step == 0 for state in ended):
-            text = self.schedule.all_full_text(1 + max(state.last_used for state in ended))
+            text = ended[0].schedule.all_full_text(1 + max(state.last_used for state in ended))
             if text:
                 self.notify("all full", text)
 

@@ -151,8 +151,15 @@ class TaylorSeerBackend:
         number = self._number(graph)
         graph_of_place = {role: state.layout[0] for (_, role), state in self._runtime.states.items()}
         layers = Counter(graph_of_place.values())
+        runtime = self._runtime
         return describe_model(
-            self._compiled_graphs, number, self.config, layers, self._describe_captures(), self._runtime.clock.time_taken()
+            self._compiled_graphs,
+            number,
+            self.config,
+            layers,
+            self._describe_captures(),
+            runtime.clock.time_taken(),
+            runtime.last_schedule,
         )
 
     def save_repro(self, folder: str | Path, graph: int | None = None) -> None:
@@ -275,6 +282,8 @@ def taylorseer_backend(
     warmup: int = 3,
     *,
     full_steps: Iterable[int] | None = None,
+    speedup: float | None = None,
+    num_steps: int | None = None,
     granularity: str = "module",
     buffer_dtype: torch.dtype | None = None,
     memory_budget: int | None = None,
@@ -291,6 +300,9 @@ def taylorseer_backend(
         interval: every ``interval``-th step after the warm-up is executed, at least 1.
         warmup: number of steps executed at the start, at least 1.
         full_steps: the executed steps as an increasing list of indices from 0, in place of ``interval`` and ``warmup``.
+        speedup: steps over full steps, at least 1, in place of ``interval``, ``warmup`` and ``full_steps``: in a run of
+            ``num_steps`` steps, ``ceil(num_steps / speedup)`` are executed, in growing gaps (``runtime/placement.py``).
+        num_steps: length of a run, for ``speedup`` where no attached pipeline tells it; a pipeline's word goes first.
         granularity: "module": a feature per attention and MLP output, before its gate, as in the paper. "stack": one for all that
             the blocks add to their stream; a forecast step then costs next to nothing, and so do the buffers, but the gates of
             the current step are not used.
@@ -325,6 +337,8 @@ def taylorseer_backend(
             interval=interval,
             warmup=warmup,
             full_steps=steps,
+            speedup=speedup,
+            num_steps=num_steps,
             granularity=granularity,
             buffer_dtype=buffer_dtype,
             memory_budget=memory_budget,

@@ -1,6 +1,7 @@
 """The settings of a backend, checked where they are given."""
 
 import difflib
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from itertools import pairwise
@@ -12,6 +13,7 @@ from taylorseer_fx.compat import list_options
 from taylorseer_fx.errors import ConfigError
 from taylorseer_fx.passes.steps import OPTIONAL
 from taylorseer_fx.passes.storage import FLOAT8, Selection, Storage
+from taylorseer_fx.runtime.placement import Placement
 from taylorseer_fx.runtime.schedule import Schedule
 
 NOT_IN_KEY = {"in_key": False}  # of a field that makes no difference to the code of a graph, or is in torch's own key
@@ -29,6 +31,8 @@ class BackendConfig:
     interval: int = field(default=5, metadata=NOT_IN_KEY)
     warmup: int = field(default=3, metadata=NOT_IN_KEY)
     full_steps: tuple[int, ...] | None = field(default=None, metadata=NOT_IN_KEY)
+    speedup: float | None = field(default=None, metadata=NOT_IN_KEY)
+    num_steps: int | None = field(default=None, metadata=NOT_IN_KEY)
     granularity: str = "module"
     buffer_dtype: torch.dtype | None = None
     memory_budget: int | None = None
@@ -39,12 +43,7 @@ class BackendConfig:
     disabled_passes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.full_steps is not None:
-            object.__setattr__(self, "full_steps", _checked_full_steps(self.full_steps))
-            defaults = {f.name: f.default for f in fields(self)}
-            for name in ("interval", "warmup"):
-                if getattr(self, name) != defaults[name]:
-                    raise ConfigError(name, "left out when full_steps is given", getattr(self, name), "The list says it all.")
+        self._check_schedule()
         _check_int("order", self.order, 0, MAX_ORDER)
         _check_int("interval", self.interval, 1)
         _check_int("warmup", self.warmup, 1)
@@ -62,6 +61,24 @@ class BackendConfig:
             raise ConfigError("cuda_graphs", "None, True or False", self.cuda_graphs)
         object.__setattr__(self, "disabled_passes", _checked_passes(self.disabled_passes))
         object.__setattr__(self, "compiler_options", dict(_checked_options(self.compiler, self.compiler_options)))
+
+    def _check_schedule(self) -> None:
+        if self.full_steps is not None:
+            object.__setattr__(self, "full_steps", _checked_full_steps(self.full_steps))
+            self._must_be_left_out("full_steps", ("interval", "warmup", "speedup"), "The list says it all.")
+        if self.speedup is not None:
+            _check_speedup(self.speedup)
+            self._must_be_left_out("speedup", ("interval", "warmup"), "It places the full steps by their number.")
+        if self.num_steps is not None:
+            _check_int("num_steps", self.num_steps, 1)
+            if self.speedup is None:
+                raise ConfigError("num_steps", "left out unless speedup is given", self.num_steps, "Nothing else depends on it.")
+
+    def _must_be_left_out(self, given: str, names: Iterable[str], hint: str) -> None:
+        defaults = {f.name: f.default for f in fields(self)}
+        for name in names:
+            if getattr(self, name) != defaults[name]:
+                raise ConfigError(name, f"left out when {given} is given", getattr(self, name), hint)
 
     @classmethod
     def from_options(cls, options: Mapping[str, Any]) -> "BackendConfig":
@@ -90,7 +107,9 @@ class BackendConfig:
         return Storage(self.order, self.buffer_dtype)
 
     @property
-    def schedule(self) -> Schedule:
+    def schedule(self) -> Schedule | Placement:
+        if self.speedup is not None:
+            return Placement(self.speedup, self.num_steps)
         return Schedule(self.interval, self.warmup, self.full_steps)
 
 
@@ -98,6 +117,11 @@ def _check_int(name: str, value: object, low: int, high: int | None = None) -> N
     allowed = f"an int of {low} to {high}" if high is not None else f"an int of at least {low}"
     if isinstance(value, bool) or not isinstance(value, int) or value < low or (high is not None and value > high):
         raise ConfigError(name, allowed, value)
+
+
+def _check_speedup(value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 1 <= value < math.inf:
+        raise ConfigError("speedup", "a number of at least 1, steps over full steps", value)
 
 
 def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:

@@ -13,6 +13,7 @@ from taylorseer_fx.graph_breaks import GraphBreak
 from taylorseer_fx.numbers import FeatureInfo, GraphNumbers, count, lowered_graphs, named_graphs
 from taylorseer_fx.passes.steps import StepKind
 from taylorseer_fx.remade import Passes
+from taylorseer_fx.runtime.schedule import Schedule
 from taylorseer_fx.text import format_bytes, format_flops, format_table
 
 SHOWN_STEPS = 50
@@ -181,10 +182,14 @@ def describe_model(
     layers: Mapping[int, int],
     cuda_graphs: tuple[str, ...],
     time_taken: tuple[int, ...],
+    last_schedule: Schedule | None,
 ) -> Report:
-    """A report on one of the graphs of a model; ``layers`` counts the places that were called with each."""
+    """A report on one of the graphs of a model.
+
+    ``layers`` counts the places that were called with each; ``last_schedule`` is that of the last generation.
+    """
     summaries = tuple(_summarize(entry, layers.get(i, 0)) for i, entry in enumerate(graphs))
-    return describe_graph(graphs[number], config, range(len(graphs))[number], summaries, cuda_graphs, time_taken)
+    return describe_graph(graphs[number], config, range(len(graphs))[number], summaries, cuda_graphs, time_taken, last_schedule)
 
 
 def _summarize(graph: CompiledGraph, num_layers: int) -> GraphSummary:
@@ -207,14 +212,16 @@ def describe_graph(
     summaries: tuple[GraphSummary, ...] = (),
     cuda_graphs: tuple[str, ...] = (),
     time_taken: tuple[int, ...] = (),
+    last_schedule: Schedule | None = None,
 ) -> Report:
     """A report on one graph; ``cuda_graphs`` are lines on how the model's graphs are captured, ``time_taken`` the indices of the
     candidates for the time that were seen to move.
     """
+    schedule = last_schedule or config.schedule.for_run(config.num_steps or SHOWN_STEPS)
     return Report(
         **vars(graph.numbers),
         order=config.order,
-        schedule=config.schedule.describe(SHOWN_STEPS),
+        schedule=schedule.describe(schedule.num_steps or SHOWN_STEPS),
         number=number,
         graphs=summaries or (_summarize(graph, 0),),
         cuda_graphs=cuda_graphs,

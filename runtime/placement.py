@@ -1,0 +1,73 @@
+"""Where the full steps stand when only their number is given: close together at first, then ever wider apart.
+
+    steps       0 1 2 3 4 5 6 ...                                      49
+    interval    F F F T T T T F T T T T F T T T T F T T T T F ...           12 of 50, the paper's
+    placed      F F T F T T F T T T F T T T T F T T T T T F ...             10 of 50, ``speedup=5``
+
+At equal cost this is nearer to the run in full as soon as full steps are scarce: docs/fidelity.md has the figures.
+"""
+
+from dataclasses import dataclass
+from math import ceil
+
+from taylorseer_fx.errors import ConfigError
+from taylorseer_fx.runtime.schedule import Schedule
+
+LEADING = 2  # steps in full before the gaps begin to grow
+EXPONENT = 1.3  # of the growth: 1 is even gaps
+MARGIN = 0.35  # of a gap: how far behind the last full step the run would have the next one
+
+
+@dataclass(frozen=True)
+class Placement:
+    """A schedule for each length of a run, with ``ceil(num_steps / speedup)`` full steps.
+
+    ``num_steps``: the length of a run that nothing else tells.
+    """
+
+    speedup: float
+    num_steps: int | None = None
+
+    def for_run(self, num_steps: int | None, first_step: int = 0) -> Schedule:
+        """The schedule for what a run of ``num_steps`` steps has from ``first_step`` on.
+
+        Raises:
+            ConfigError: the number of steps is not known.
+        """
+        length = num_steps if num_steps is not None else self.num_steps
+        if length is None:
+            raise ConfigError("num_steps", "an int of at least 1 when speedup is given", None, _UNKNOWN)
+        left = max(length - first_step, 1)
+        return Schedule(full_steps=place(left, self.num_full(left)), num_steps=left)
+
+    def num_full(self, num_steps: int) -> int:
+        """The number of full steps in a run of ``num_steps`` steps."""
+        return max(1, ceil(num_steps / self.speedup - 1e-9))
+
+
+def place(
+    num_steps: int, num_full: int, leading: int = LEADING, exponent: float = EXPONENT, margin: float = MARGIN
+) -> tuple[int, ...]:
+    """``num_full`` increasing steps of a run of ``num_steps``: the first ``leading``, then in gaps that grow.
+
+    Args:
+        num_steps: length of the run, at least 1.
+        num_full: 1 to ``num_steps``.
+        leading: full steps at the beginning.
+        exponent: at least 1; step ``i`` of the ``n`` others stands at ``((i + 1) / (n + margin)) ** exponent`` of the rest.
+        margin: above 0, and then the last step is not a full one.
+    """
+    leading = min(leading, num_full)
+    others = num_full - leading
+    rest = num_steps - leading
+    ideal = [leading - 1 + rest * ((i + 1) / (others + margin)) ** exponent for i in range(others)]
+    steps = list(range(leading))
+    for i, where in enumerate(ideal):  # each one behind the last, and with room for those that follow
+        steps.append(min(max(round(where), steps[-1] + 1), num_steps - others + i))
+    return tuple(steps)
+
+
+_UNKNOWN = (
+    "The place of the full steps depends on the length of the run. Attach the pipeline, `backend.attach(pipe)`, which tells it "
+    "at the beginning of each run, or give it: `taylorseer_backend(speedup=..., num_steps=50)`."
+)
