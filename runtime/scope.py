@@ -45,10 +45,14 @@ class StepIndex:
 
 @dataclass(eq=False)
 class Run:
-    """One run of an attached pipeline: a generation; ``num_steps`` of it, as soon as that is known."""
+    """One run of an attached pipeline: a generation.
+
+    ``num_steps``: its length, as soon as that is known; ``step``: the latest that any of its streams came to.
+    """
 
     index: StepIndex
     num_steps: int | None = None
+    step: int = 0
 
 
 @dataclass(frozen=True, eq=False)

@@ -78,8 +78,10 @@ class Runtime:
             ConfigError: it depends on the length of the run, which is not known.
         """
         scope = self.scopes.get()
-        num_steps = scope.run.num_steps if scope is not None and scope.run is not None else None
-        self.last_schedule = self.schedule.for_run(num_steps, step)
+        if scope is not None and scope.run is not None:
+            self.last_schedule = self.schedule.for_run(scope.run.num_steps, max(step, scope.run.step))
+        else:
+            self.last_schedule = self.schedule.for_run(None, step)
         return self.last_schedule
 
     def note_peak(self) -> None:
