@@ -14,7 +14,8 @@ from torch import Tensor
 from taylorseer_fx.passes.steps import StepKind
 from taylorseer_fx.runtime.buffers import Argument, BufferLayout
 from taylorseer_fx.runtime.calls import CompiledVariant, GraphInfo
-from taylorseer_fx.runtime.coefficients import DifferenceHistory, Row, SnapshotHistory
+from taylorseer_fx.runtime.coefficients import Row
+from taylorseer_fx.runtime.forecasters import begin_history
 from taylorseer_fx.runtime.graph_api import cuda_stream_reader, is_capturing
 from taylorseer_fx.runtime.schedule import Schedule
 from taylorseer_fx.runtime.state import Runtime, StreamState
@@ -88,7 +89,7 @@ class Dispatcher:
         outputs = self._run(self._full_variant, args, (None, history.update_coefficients(gap)), state)
         state.last_full, state.history = step, history
         if not runtime.storage.keeps_differences:  # the oldest snapshots were written over, and are the newest now
-            oldest = len(state.buffers) - len(state.buffers) // (runtime.storage.order + 1)
+            oldest = len(state.buffers) - len(state.buffers) // runtime.storage.num_buffers
             state.buffers = state.buffers[oldest:] + state.buffers[:oldest]
         return outputs
 
@@ -166,8 +167,8 @@ class Dispatcher:
         buffers: list[Tensor],
         schedule: Schedule,
     ) -> StreamState:
-        storage = self._runtime.storage
-        history = DifferenceHistory(storage.order) if storage.keeps_differences else SnapshotHistory(storage.order)
+        runtime = self._runtime
+        history = begin_history(runtime.forecaster, runtime.storage, schedule.num_steps)
         return StreamState(generation, step, layout, buffers, history, schedule)
 
     def _stateless(self, args: list[Argument]) -> StreamState:

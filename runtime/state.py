@@ -50,6 +50,7 @@ class Runtime:
     schedule: Schedule | Placement
     storage: Storage
     notify: Callable[[str, str], None]
+    forecaster: str = "taylor"
     clock: Clock = field(init=False)
     scopes: ScopeVariable = field(default_factory=ScopeVariable)
     counters: Counters = field(default_factory=Counters)
@@ -68,7 +69,7 @@ class Runtime:
 
     def capture_with(self, api: GraphApi) -> None:
         """Run what is on devices of ``api`` by captures."""
-        turns = 1 if self.storage.keeps_differences else self.storage.order + 1
+        turns = 1 if self.storage.keeps_differences else self.storage.num_buffers
         self.cuda_graphs = CudaGraphs(api, self.notify, turns * len(StepKind), lambda: self.peak_states)
 
     def schedule_from(self, step: int) -> Schedule:

@@ -62,7 +62,7 @@ class TaylorSeerBackend:
     def __init__(self, config: BackendConfig, graph_api: GraphApi | None = None) -> None:
         self.config = config
         self._said: set[str] = set()
-        self._runtime = Runtime(config.schedule, config.storage, self._notify)
+        self._runtime = Runtime(config.schedule, config.storage, self._notify, config.forecaster)
         if config.cuda_graphs is not False:
             self._runtime.capture_with(graph_api if graph_api is not None else CudaGraphApi())
         self._attachments = Attachments(self._runtime)
@@ -284,6 +284,8 @@ def taylorseer_backend(
     full_steps: Iterable[int] | None = None,
     speedup: float | None = None,
     num_steps: int | None = None,
+    forecaster: str = "taylor",
+    history: int | None = None,
     granularity: str = "module",
     buffer_dtype: torch.dtype | None = None,
     memory_budget: int | None = None,
@@ -303,6 +305,10 @@ def taylorseer_backend(
         speedup: steps over full steps, at least 1, in place of ``interval``, ``warmup`` and ``full_steps``: in a run of
             ``num_steps`` steps, ``ceil(num_steps / speedup)`` are executed, in growing gaps (``runtime/placement.py``).
         num_steps: length of a run, for ``speedup`` where no attached pipeline tells it; a pipeline's word goes first.
+        forecaster: "taylor", the paper's recursion; or for comparison "hermite" (HiCache), "newton" (exact on uneven gaps) or
+            "chebyshev" (Spectrum), see ``runtime/forecasters.py``.
+        history: full steps whose features are stored, ``order + 1`` (the default) to 12. Only "chebyshev" makes use of more
+            than ``order + 1``.
         granularity: "module": a feature per attention and MLP output, before its gate, as in the paper. "stack": one for all that
             the blocks add to their stream; a forecast step then costs next to nothing, and so do the buffers, but the gates of
             the current step are not used.
@@ -339,6 +345,8 @@ def taylorseer_backend(
             full_steps=steps,
             speedup=speedup,
             num_steps=num_steps,
+            forecaster=forecaster,
+            history=history,
             granularity=granularity,
             buffer_dtype=buffer_dtype,
             memory_budget=memory_budget,

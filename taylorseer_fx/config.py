@@ -13,11 +13,13 @@ from taylorseer_fx.compat import list_options
 from taylorseer_fx.errors import ConfigError
 from taylorseer_fx.passes.steps import OPTIONAL
 from taylorseer_fx.passes.storage import FLOAT8, Selection, Storage
+from taylorseer_fx.runtime.forecasters import FITS, FORECASTERS
 from taylorseer_fx.runtime.placement import Placement
 from taylorseer_fx.runtime.schedule import Schedule
 
 NOT_IN_KEY = {"in_key": False}  # of a field that makes no difference to the code of a graph, or is in torch's own key
 MAX_ORDER = 4  # the highest that the paper evaluates; the noise of a difference doubles with every order
+MAX_HISTORY = 12  # snapshots; more than any of the forecasters' papers keeps
 GRANULARITIES = ("module", "stack")
 COMPILERS = ("inductor", "eager")
 BUFFER_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16, *FLOAT8)
@@ -33,6 +35,8 @@ class BackendConfig:
     full_steps: tuple[int, ...] | None = field(default=None, metadata=NOT_IN_KEY)
     speedup: float | None = field(default=None, metadata=NOT_IN_KEY)
     num_steps: int | None = field(default=None, metadata=NOT_IN_KEY)
+    forecaster: str = field(default="taylor", metadata=NOT_IN_KEY)
+    history: int | None = None
     granularity: str = "module"
     buffer_dtype: torch.dtype | None = None
     memory_budget: int | None = None
@@ -53,6 +57,7 @@ class BackendConfig:
             if self.granularity == "stack":
                 hint = 'The budget chooses between "module" and "stack".'
                 raise ConfigError("granularity", "left out when memory_budget is given", self.granularity, hint)
+        self._check_forecaster()
         _check_choice("compiler", self.compiler, COMPILERS)
         _check_choice("on_no_regions", self.on_no_regions, ("error", "warn"))
         if self.buffer_dtype is not None and self.buffer_dtype not in BUFFER_DTYPES:
@@ -73,6 +78,18 @@ class BackendConfig:
             _check_int("num_steps", self.num_steps, 1)
             if self.speedup is None:
                 raise ConfigError("num_steps", "left out unless speedup is given", self.num_steps, "Nothing else depends on it.")
+
+    def _check_forecaster(self) -> None:
+        _check_choice("forecaster", self.forecaster, FORECASTERS)
+        if self.history is not None:
+            _check_int("history", self.history, self.order + 1, MAX_HISTORY)
+        if self.buffer_dtype not in FLOAT8:
+            return
+        if self.forecaster in FITS:
+            hint = "Eight bits are for differences, and it needs snapshots."
+            raise ConfigError("forecaster", f"'taylor' or 'hermite' with buffer_dtype={self.buffer_dtype}", self.forecaster, hint)
+        if self.history is not None:
+            raise ConfigError("history", f"left out with buffer_dtype={self.buffer_dtype}", self.history, "It counts snapshots.")
 
     def _must_be_left_out(self, given: str, names: Iterable[str], hint: str) -> None:
         defaults = {f.name: f.default for f in fields(self)}
@@ -104,7 +121,7 @@ class BackendConfig:
 
     @property
     def storage(self) -> Storage:
-        return Storage(self.order, self.buffer_dtype)
+        return Storage(self.order, self.buffer_dtype, self.history)
 
     @property
     def schedule(self) -> Schedule | Placement:

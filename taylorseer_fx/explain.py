@@ -54,6 +54,7 @@ class Report(GraphNumbers):
     """
 
     order: int
+    num_buffers: int
     schedule: str
     number: int
     graphs: tuple[GraphSummary, ...]
@@ -138,7 +139,7 @@ class Report(GraphNumbers):
             f"{format_bytes(self.traffic['forecast'].floor)}",
             f"schedule:      {self.schedule}  ({num_full} of {len(self.schedule)} steps full, "
             f"ceiling {len(self.schedule) / num_full:.2f}x)",
-            f"buffers:       {format_bytes(self.buffer_bytes)} a stream (order {self.order}: {self.order + 1} a feature)",
+            f"buffers:       {format_bytes(self.buffer_bytes)} a stream (order {self.order}: {self.num_buffers} a feature)",
             *(f"{'time inputs:' if i == 0 else '':14} {line}" for i, line in enumerate(self._times())),
             *(f"{'read whole:' if i == 0 else '':14} {line}" for i, line in enumerate(self._read_whole())),
             *(f"{'CUDA graphs:' if i == 0 else '':14} {line}" for i, line in enumerate(self.cuda_graphs)),
@@ -221,6 +222,7 @@ def describe_graph(
     return Report(
         **vars(graph.numbers),
         order=config.order,
+        num_buffers=config.storage.num_buffers,
         schedule=schedule.describe(schedule.num_steps or SHOWN_STEPS),
         number=number,
         graphs=summaries or (_summarize(graph, 0),),

@@ -93,6 +93,7 @@ def plan(
     *,
     full_steps: Iterable[int] | None = None,
     speedup: float | None = None,
+    history: int | None = None,
     memory_budget: int | None = None,
 ) -> Plan:
     """Trace ``model`` on ``inputs`` and count; nothing is executed, and with both on the meta device nothing is allocated.
@@ -101,7 +102,8 @@ def plan(
         model: any Diffusion Transformer.
         inputs: its keyword arguments, or a sequence of positional ones.
         num_steps: length of the run, at least 1.
-        order, interval, warmup, granularity, buffer_dtype, full_steps, speedup, memory_budget: as for ``taylorseer_backend``.
+        order, interval, warmup, granularity, buffer_dtype, full_steps, speedup, history, memory_budget: as for
+            ``taylorseer_backend``.
             For a model whose modules need more than the budget, the stack is counted; ``granularity`` of the plan tells.
 
     Raises:
@@ -116,6 +118,7 @@ def plan(
         warmup=warmup,
         full_steps=steps,
         speedup=speedup,
+        history=history,
         granularity=granularity,
         buffer_dtype=buffer_dtype,
         memory_budget=memory_budget,

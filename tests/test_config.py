@@ -234,7 +234,10 @@ class TestDeclaredOnce:
 
     def test_plan_takes_what_it_counts_by(self):
         """All but how graphs are compiled and run; with the same defaults."""
-        not_counted = {"cuda_graphs", "compiler", "compiler_options", "on_no_regions", "disabled_passes"}
+        not_counted = {"cuda_graphs", "compiler", "compiler_options", "on_no_regions", "disabled_passes"} | {
+            "num_steps",
+            "forecaster",
+        }
         parameters = inspect.signature(plan).parameters
         for name in self.NAMES:
             assert (name in parameters) == (name not in not_counted)

@@ -33,6 +33,8 @@ GROUND = {
         f"{PASSES}.steps",
         f"{PASSES}.storage",
         f"{RUNTIME}.schedule",
+        f"{RUNTIME}.placement",
+        f"{RUNTIME}.forecasters",
     },
 }
 

@@ -86,7 +86,7 @@ class TestLength:
         with pytest.raises(ConfigError, match="num_steps must be an int of at least 1 when speedup is given, got None"):
             pipe.transformer(**tiny_inputs(0))
         outputs = pipe(num_steps=20)
-        _, other = attached(speedup=4)
+        other = attached(speedup=4)[1]
         assert equal(outputs, other(num_steps=20))
 
     def test_a_stream_that_begins_late(self):
@@ -125,11 +125,11 @@ class TestSettings:
 
     @pytest.mark.parametrize("other", [{"interval": 4}, {"warmup": 2}, {"full_steps": [0, 3]}])
     def test_one_schedule_at_a_time(self, other):
-        with pytest.raises(ConfigError, match="left out when (speedup|full_steps) is given"):
+        with pytest.raises(ConfigError, match=r"left out when (speedup|full_steps) is given"):
             taylorseer_backend(speedup=5, **other)
 
     def test_num_steps_alone(self):
-        with pytest.raises(ConfigError, match="num_steps must be left out unless speedup is given, got 50"):
+        with pytest.raises(ConfigError, match="left out unless speedup is given, got 50"):
             taylorseer_backend(num_steps=50)
 
     def test_by_name(self):
