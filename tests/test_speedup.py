@@ -82,7 +82,7 @@ class TestLength:
 
     def test_told_by_nobody(self):
         """An error, and the next run that tells is as if there had been none."""
-        backend, pipe = attached(speedup=4)
+        pipe = attached(speedup=4)[1]
         with pytest.raises(ConfigError, match="num_steps must be an int of at least 1 when speedup is given, got None"):
             pipe.transformer(**tiny_inputs(0))
         outputs = pipe(num_steps=20)
