@@ -1,6 +1,6 @@
 """Torch's private names, all that this package uses and what for, so that a torch that lacks one is met here and nowhere else.
 
-All are in torch 2.13, which the tests run on.
+All are in torch 2.11, 2.12 and 2.13, on which `make matrix` runs the tests; where one is younger, it says so.
 """
 
 from collections.abc import Callable

@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
+from tests.torch_version import TRACES_LERP
+
 Form = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 # With y = 0 these are linear in x, which is how the entry of a stack is to be scaled.
@@ -47,4 +49,6 @@ OTHERS: dict[str, Form] = {
     "towards-the-branch": lambda x, y, g: x + g * (y - x),
     "away-from-the-branch": lambda x, y, g: x - 0.3 * (x - g * y),
 }
+if not TRACES_LERP:
+    LINEAR = {name: form for name, form in LINEAR.items() if not name.startswith("lerp")}
 FORMS = LINEAR | OTHERS

@@ -18,6 +18,7 @@ from taylorseer_fx.passes.regions import Reason
 from taylorseer_fx.passes.verify import nodes_without_value
 from tests.custom_ops import as_add, gated_add, gated_add_, nothing_registered
 from tests.graphs import assert_ops_changed, find, hand_made, left_as_it_is, op_counts, render, trace
+from tests.torch_version import since_2_12
 
 aten, OPS = torch.ops.aten, torch.ops.taylorseer_tests
 SHAPES = ((2, 3), (3, 3), (3,))
@@ -96,6 +97,7 @@ return (%add)""",
 return (%add1, %add, %addmm)""",
         )
 
+    @since_2_12
     def test_registered(self):
         """Written with an operator of the table, which is written out in turn."""
         register_residual_op(gated_add, lambda x, f, gate: torch.addcmul(x, f, gate))

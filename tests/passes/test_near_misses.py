@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from taylorseer_fx.passes.near_misses import MOST, count_heavy, find_near_misses
 from taylorseer_fx.passes.regions import NearMiss
 from tests.graphs import Traced, find, pass_inputs, trace
+from tests.torch_version import since_2_12
 
 
 class Model(nn.Module):
@@ -88,7 +89,13 @@ def test_a_residual_add_is_no_miss():
         pytest.param(lambda m, x: m.f(x).relu(), (1, 8), (1, 1), id="a-product-of-one-row"),
         pytest.param(lambda m, x: m.f(x).relu(), (3, 8), (1, 0), id="a-product"),
         pytest.param(lambda m, x: m.f(m.g(x)), (2, 4, 8), (2, 0), id="two-products"),
-        pytest.param(lambda m, x: F.scaled_dot_product_attention(x, x, x), (1, 1, 8), (1, 1), id="two-products-of-one-attention"),
+        pytest.param(
+            lambda m, x: F.scaled_dot_product_attention(x, x, x),
+            (1, 1, 8),
+            (1, 1),
+            id="two-products-of-one-attention",
+            marks=since_2_12,
+        ),
         pytest.param(lambda m, x: x.relu(), (3, 8), (0, 0), id="none"),
     ],
 )
