@@ -91,6 +91,8 @@ class Dispatcher:
         if not runtime.storage.keeps_differences:  # the oldest snapshots were written over, and are the newest now
             oldest = len(state.buffers) - len(state.buffers) // runtime.storage.num_buffers
             state.buffers = state.buffers[oldest:] + state.buffers[:oldest]
+        if runtime.on_full is not None:
+            runtime.on_full(state, step)
         return outputs
 
     def _forecast(self, step: int, state: StreamState, args: list[Argument]) -> Sequence[Any]:

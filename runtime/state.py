@@ -51,6 +51,7 @@ class Runtime:
     storage: Storage
     notify: Callable[[str, str], None]
     forecaster: str = "taylor"
+    on_full: "Callable[[StreamState, int], None] | None" = None  # told of each full step, once its features are stored
     clock: Clock = field(init=False)
     scopes: ScopeVariable = field(default_factory=ScopeVariable)
     counters: Counters = field(default_factory=Counters)
