@@ -7,6 +7,7 @@
 At equal cost this is nearer to the run in full as soon as full steps are scarce: docs/fidelity.md has the figures.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import ceil
 
@@ -45,6 +46,23 @@ class Placement:
         return max(1, ceil(num_steps / self.speedup - 1e-9))
 
 
+@dataclass(frozen=True)
+class Listed:
+    """One list, found for runs of ``num_steps`` steps; ``otherwise`` gives the schedule of a run of another length, or raises."""
+
+    full_steps: tuple[int, ...]
+    num_steps: int
+    otherwise: Callable[[int], Schedule | Placement]
+
+    def for_run(self, num_steps: int | None, first_step: int = 0) -> Schedule:
+        """The schedule for what a run has from ``first_step`` on; of a run of unknown length, that of the list."""
+        if num_steps is not None and num_steps != self.num_steps:
+            return self.otherwise(num_steps).for_run(num_steps, first_step)
+        first_step = min(first_step, self.num_steps - 1)
+        later = (step - first_step for step in self.full_steps if step > first_step)
+        return Schedule(full_steps=(0, *later), num_steps=self.num_steps - first_step)
+
+
 def place(
     num_steps: int, num_full: int, leading: int = LEADING, exponent: float = EXPONENT, margin: float = MARGIN
 ) -> tuple[int, ...]:
@@ -66,6 +84,8 @@ def place(
         steps.append(min(max(round(where), steps[-1] + 1), num_steps - others + i))
     return tuple(steps)
 
+
+AnySchedule = Schedule | Placement | Listed
 
 _UNKNOWN = (
     "The place of the full steps depends on the length of the run. Attach the pipeline, `backend.attach(pipe)`, which tells it "

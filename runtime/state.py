@@ -4,6 +4,7 @@ import sys
 import threading
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor
 
@@ -14,10 +15,14 @@ from taylorseer_fx.runtime.clock import Clock
 from taylorseer_fx.runtime.coefficients import History
 from taylorseer_fx.runtime.cuda_graphs import CudaGraphs
 from taylorseer_fx.runtime.graph_api import GraphApi
-from taylorseer_fx.runtime.placement import Placement
+from taylorseer_fx.runtime.placement import AnySchedule
 from taylorseer_fx.runtime.schedule import Schedule
 from taylorseer_fx.runtime.scope import ScopeVariable
 from taylorseer_fx.runtime.ticks import Role, StreamKey, Tick
+
+
+def nothing(_: Any) -> None:
+    """Do nothing."""
 
 
 @dataclass
@@ -47,10 +52,11 @@ class StreamState:
 class Runtime:
     """What the graphs of one backend share."""
 
-    schedule: Schedule | Placement
+    schedule: AnySchedule
     storage: Storage
     notify: Callable[[str, str], None]
     forecaster: str = "taylor"
+    on_run: Callable[[Any], None] = nothing  # told of each run of an attached pipeline, before it begins
     on_full: "Callable[[StreamState, int], None] | None" = None  # told of each full step, once its features are stored
     clock: Clock = field(init=False)
     scopes: ScopeVariable = field(default_factory=ScopeVariable)

@@ -81,6 +81,7 @@ class PipelineRuns:
 
     def begin(self, num_steps: int | None = None, at_end: End = nothing) -> End:
         """Begin a run of ``num_steps`` steps, as far as that is known; returns what ends it, once, after ``at_end``."""
+        self.runtime.on_run(self.pipe())
         scheduler_type = type(getattr(self.pipe(), "scheduler", None))
         index = self.indices.setdefault(scheduler_type, StepIndex(self._step_index))
         index.begin()

@@ -10,7 +10,7 @@ never worse. A list is chosen by the mean over samples, unless its worst sample 
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -21,12 +21,15 @@ import torch
 from taylorseer_fx.backend import TaylorSeerBackend
 from taylorseer_fx.config import GRANULARITIES, MAX_ORDER
 from taylorseer_fx.errors import ConfigError
+from taylorseer_fx.plan_file import GraphSignature, PlanFile, RunSignature
+from taylorseer_fx.planned import signature_of
 from taylorseer_fx.runtime.placement import place
 from taylorseer_fx.runtime.schedule import Schedule
 from taylorseer_fx.runtime.state import StreamState
 from taylorseer_fx.samples import Sample, decibels, samples_of
 from taylorseer_fx.search import Matrix, family, neighbours, programmed
 from taylorseer_fx.trials import IN_FULL, trying
+from taylorseer_fx.versions import versions
 
 WARMUPS = (3, 2, 1)  # of the paper's schedules: for FLUX, DiT and HunyuanVideo
 TOLERATED = 1.0  # dB that the worst sample may be below the paper's worst
@@ -58,6 +61,8 @@ class Calibration:
 
     num_steps: int
     trials: tuple[Trial, ...]
+    graphs: Mapping[str, tuple[GraphSignature, ...]]
+    runs: RunSignature | None = None
 
     def settings(self) -> list[tuple[int, int, str]]:
         """Number of full steps, order and granularity of what was calibrated, each once."""
@@ -75,6 +80,41 @@ class Calibration:
     def papers(self, num_full: int, order: int, granularity: str) -> Trial | None:
         """The paper's schedule, if it has that number of full steps."""
         return _papers(self.of(num_full, order, granularity))
+
+    def plan(self, order: int | None = None, granularity: str | None = None) -> PlanFile:
+        """The lists to use, with what they were found for; of the order and granularity of the best mean, unless these are given.
+
+        Raises:
+            ConfigError: that order or granularity was not calibrated.
+        """
+        pairs = dict.fromkeys((trial.order, trial.granularity) for trial in self.trials)
+        chosen = [pair for pair in pairs if order in (None, pair[0]) and granularity in (None, pair[1])]
+        if not chosen:
+            there = " or ".join(f"{order}, {name!r}" for order, name in pairs)
+            raise ConfigError("order, granularity", there, (order, granularity))
+        numbers = sorted({trial.num_full for trial in self.trials})
+        best = {pair: [self.best(number, *pair) for number in numbers] for pair in chosen}
+        pair = max(chosen, key=lambda pair: _mean([trial.mean_db for trial in best[pair]]))
+        return PlanFile(
+            num_steps=self.num_steps,
+            order=pair[0],
+            granularity=pair[1],
+            full_steps=tuple(trial.full_steps for trial in best[pair]),
+            graphs=self.graphs[pair[1]],
+            runs=self.runs,
+            curve=tuple(self._point(trial) for trial in best[pair]),
+            versions=versions(),
+        )
+
+    def _point(self, trial: Trial) -> dict[str, float | None]:
+        paper = self.papers(trial.num_full, trial.order, trial.granularity)
+        return {
+            "num_full": trial.num_full,
+            "mean_db": round(trial.mean_db, 2),
+            "worst_db": round(trial.worst_db, 2),
+            "paper_mean_db": round(paper.mean_db, 2) if paper is not None else None,
+            "paper_worst_db": round(paper.worst_db, 2) if paper is not None else None,
+        }
 
 
 def calibrate(
@@ -107,16 +147,19 @@ def calibrate(
     granularities = (backend.config.granularity,) if granularities is None else tuple(granularities)
     _check(backend, num_steps, full_steps, orders, granularities)
     trials: list[Trial] = []
+    graphs: dict[str, tuple[GraphSignature, ...]] = {}
+    runs: list[RunSignature] = []
     for granularity in granularities:
         with _granularity(backend, granularity):
             recorder = _Recorder(num_steps, backend.config.storage.num_buffers)
             on_trial(f"{granularity}: in full")
-            reference = _in_full(run, backend, recorder)
+            reference = _in_full(run, backend, recorder, runs)
+            graphs[granularity] = tuple(dict.fromkeys(map(signature_of, backend.numbers(granularity))))
             for order in orders:
                 judge = _Judge(run, backend, reference, order, granularity, num_steps, on_trial)
                 for num_full in sorted(set(full_steps), reverse=True):
                     trials += judge.search(num_full, recorder.gram, moves)
-    return Calibration(num_steps, tuple(trials))
+    return Calibration(num_steps, tuple(trials), graphs, runs[0] if runs else None)
 
 
 def _check(
@@ -154,13 +197,15 @@ def _granularity(backend: TaylorSeerBackend, granularity: str) -> Iterator[None]
         backend.reset()
 
 
-def _in_full(run: Run, backend: TaylorSeerBackend, recorder: "_Recorder") -> list[Sample]:
+def _in_full(run: Run, backend: TaylorSeerBackend, recorder: "_Recorder", runs: list[RunSignature]) -> list[Sample]:
+    runtime = backend._runtime
+    before = runtime.on_run
     with trying(backend, IN_FULL):
-        backend._runtime.on_full = recorder
+        runtime.on_full, runtime.on_run = recorder, lambda pipe: runs.append(RunSignature.of(pipe))
         try:
             reference = samples_of(run())
         finally:
-            backend._runtime.on_full = None
+            runtime.on_full, runtime.on_run = None, before
     if recorder.num_seen != recorder.num_steps:
         raise ConfigError("num_steps", f"{recorder.num_seen}, the number of steps that run() has", recorder.num_steps)
     if not all(np.isfinite(each).all() for each in reference):

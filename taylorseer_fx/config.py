@@ -13,6 +13,7 @@ from taylorseer_fx.compat import list_options
 from taylorseer_fx.errors import ConfigError
 from taylorseer_fx.passes.steps import OPTIONAL
 from taylorseer_fx.passes.storage import FLOAT8, Selection, Storage
+from taylorseer_fx.plan_file import PlanFile
 from taylorseer_fx.runtime.forecasters import FITS, FORECASTERS
 from taylorseer_fx.runtime.placement import Placement
 from taylorseer_fx.runtime.schedule import Schedule
@@ -35,6 +36,8 @@ class BackendConfig:
     full_steps: tuple[int, ...] | None = field(default=None, metadata=NOT_IN_KEY)
     speedup: float | None = field(default=None, metadata=NOT_IN_KEY)
     num_steps: int | None = field(default=None, metadata=NOT_IN_KEY)
+    plan: PlanFile | None = field(default=None, metadata=NOT_IN_KEY)
+    plan_mismatch: str = field(default="error", metadata=NOT_IN_KEY)
     forecaster: str = field(default="taylor", metadata=NOT_IN_KEY)
     history: int | None = None
     granularity: str = "module"
@@ -48,6 +51,7 @@ class BackendConfig:
 
     def __post_init__(self) -> None:
         self._check_schedule()
+        self._check_plan()
         _check_int("order", self.order, 0, MAX_ORDER)
         _check_int("interval", self.interval, 1)
         _check_int("warmup", self.warmup, 1)
@@ -66,6 +70,24 @@ class BackendConfig:
             raise ConfigError("cuda_graphs", "None, True or False", self.cuda_graphs)
         object.__setattr__(self, "disabled_passes", _checked_passes(self.disabled_passes))
         object.__setattr__(self, "compiler_options", dict(_checked_options(self.compiler, self.compiler_options)))
+
+    def _check_plan(self) -> None:
+        _check_choice("plan_mismatch", self.plan_mismatch, ("error", "warn"))
+        if self.plan is None:
+            return
+        source: Any = self.plan
+        if not isinstance(source, PlanFile):
+            object.__setattr__(self, "plan", PlanFile.load(source))
+        self._must_be_left_out(
+            "plan", ("interval", "warmup", "full_steps", "num_steps", "memory_budget"), "It has lists of its own."
+        )
+        defaults = {f.name: f.default for f in fields(self)}
+        for name in ("order", "granularity"):
+            planned, given = getattr(self.plan, name), getattr(self, name)
+            if given not in (defaults[name], planned):
+                raise ConfigError(name, f"{planned!r}, as in the plan, or left out", given)
+            object.__setattr__(self, name, planned)
+        self.plan.list_for(self.speedup)
 
     def _check_schedule(self) -> None:
         if self.full_steps is not None:
@@ -125,6 +147,7 @@ class BackendConfig:
 
     @property
     def schedule(self) -> Schedule | Placement:
+        """Of a backend without a plan, or of runs that are not as planned."""
         if self.speedup is not None:
             return Placement(self.speedup, self.num_steps)
         return Schedule(self.interval, self.warmup, self.full_steps)

@@ -12,6 +12,7 @@ from taylorseer_fx.errors import ConfigError
 from taylorseer_fx.graph_breaks import GraphBreak
 from taylorseer_fx.numbers import FeatureInfo, GraphNumbers, count, lowered_graphs, named_graphs
 from taylorseer_fx.passes.steps import StepKind
+from taylorseer_fx.planned import PlannedRuns
 from taylorseer_fx.remade import Passes
 from taylorseer_fx.runtime.schedule import Schedule
 from taylorseer_fx.text import format_bytes, format_flops, format_table
@@ -218,7 +219,7 @@ def describe_graph(
     """A report on one graph; ``cuda_graphs`` are lines on how the model's graphs are captured, ``time_taken`` the indices of the
     candidates for the time that were seen to move.
     """
-    schedule = last_schedule or config.schedule.for_run(config.num_steps or SHOWN_STEPS)
+    schedule = last_schedule or PlannedRuns(config, _ignore).schedule().for_run(_length(config))
     return Report(
         **vars(graph.numbers),
         order=config.order,
@@ -230,6 +231,15 @@ def describe_graph(
         time_taken=time_taken,
         _remade=graph.passes,
     )
+
+
+def _length(config: BackendConfig) -> int:
+    """The steps of a run that has not been yet."""
+    return config.plan.num_steps if config.plan is not None else config.num_steps or SHOWN_STEPS
+
+
+def _ignore(_topic: str, _message: str) -> None:
+    pass
 
 
 def _shape_text(feature: FeatureInfo) -> str:

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 from taylorseer_fx.backend import TaylorSeerBackend
-from taylorseer_fx.runtime.placement import Placement
+from taylorseer_fx.runtime.placement import AnySchedule
 from taylorseer_fx.runtime.schedule import Schedule
 
 IN_FULL = Schedule(interval=1, warmup=1)
@@ -13,7 +13,7 @@ IN_FULL = Schedule(interval=1, warmup=1)
 
 @contextmanager
 def trying(
-    backend: TaylorSeerBackend, schedule: Schedule | Placement, order: int | None = None, forecaster: str | None = None
+    backend: TaylorSeerBackend, schedule: AnySchedule, order: int | None = None, forecaster: str | None = None
 ) -> Iterator[None]:
     """Generate by other settings within; all streams begin anew before and after.
 

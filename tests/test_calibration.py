@@ -78,7 +78,7 @@ class TestCalibrate:
         assert best.worst_db == pytest.approx(min(each), abs=0.01)
 
     def test_leaves_the_backend_as_it_was(self, calibrated):
-        backend, run, _, _ = calibrated
+        _, run, _, _ = calibrated
         _, other = subject(order=2)
         assert torch.equal(run(), other())
 

@@ -27,9 +27,11 @@ GROUND = {
     f"{RUNTIME}.ticks": set(),
     "taylorseer_fx.compat": set(),
     "taylorseer_fx.errors": {"taylorseer_fx.compat"},
+    "taylorseer_fx.plan_file": {"taylorseer_fx.errors"},
     "taylorseer_fx.config": {
         "taylorseer_fx.compat",
         "taylorseer_fx.errors",
+        "taylorseer_fx.plan_file",
         f"{PASSES}.steps",
         f"{PASSES}.storage",
         f"{RUNTIME}.schedule",
