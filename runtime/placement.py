@@ -1,8 +1,7 @@
 """Where the full steps stand when only their number is given: close together at first, then ever wider apart.
 
-    steps       0 1 2 3 4 5 6 ...                                      49
-    interval    F F F T T T T F T T T T F T T T T F T T T T F ...           12 of 50, the paper's
-    placed      F F T F T T F T T T F T T T T F T T T T T F ...             10 of 50, ``speedup=5``
+    paper       F F F T T T T T F T T T T T F T T T T T F ...          10 of 50, the paper's
+    placed      F T T T F T T T T F T T T T F T T T T F ...            10 of 50, ``speedup=5``
 
 At equal cost this is nearer to the run in full as soon as full steps are scarce: docs/fidelity.md has the figures.
 """
@@ -14,8 +13,8 @@ from math import ceil
 from taylorseer_fx.errors import ConfigError
 from taylorseer_fx.runtime.schedule import Schedule
 
-LEADING = 2  # steps in full before the gaps begin to grow
-EXPONENT = 1.3  # of the growth: 1 is even gaps
+LEADING = 1  # steps in full before the gaps begin to grow
+GROWTH = 0.1  # how fast they do, once there is room: the exponent of the default is up to 1 + GROWTH
 MARGIN = 0.35  # of a gap: how far behind the last full step the run would have the next one
 
 
@@ -64,7 +63,7 @@ class Listed:
 
 
 def place(
-    num_steps: int, num_full: int, leading: int = LEADING, exponent: float = EXPONENT, margin: float = MARGIN
+    num_steps: int, num_full: int, leading: int = LEADING, exponent: float | None = None, margin: float = MARGIN
 ) -> tuple[int, ...]:
     """``num_full`` increasing steps of a run of ``num_steps``: the first ``leading``, then in gaps that grow.
 
@@ -72,9 +71,12 @@ def place(
         num_steps: length of the run, at least 1.
         num_full: 1 to ``num_steps``.
         leading: full steps at the beginning.
-        exponent: at least 1; step ``i`` of the ``n`` others stands at ``((i + 1) / (n + margin)) ** exponent`` of the rest.
+        exponent: at least 1; step ``i`` of the ``n`` others stands at ``((i + 1) / (n + margin)) ** exponent`` of the rest. None
+            is even where the mean gap is up to two steps, and grows from there to three.
         margin: above 0, and then the last step is not a full one.
     """
+    if exponent is None:
+        exponent = 1 + GROWTH * min(max(num_steps / num_full - 2, 0.0), 1.0)
     leading = min(leading, num_full)
     others = num_full - leading
     rest = num_steps - leading
