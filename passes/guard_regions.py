@@ -50,7 +50,7 @@ cond = torch.ops.higher_order.cond
 class GuardedGraph:
     """A graph of guarded branches and how to call it.
 
-    Inputs: the ``num_inputs`` of the original graph, then ``is_full`` (bool scalar), ``coefficients`` ``[order + 1]``, where the
+    Inputs: the ``num_inputs`` of the original graph, then ``is_full`` (bool scalar), ``coefficients`` ``[num_buffers]``, where
     buffers are differences ``reciprocal_gaps`` ``[order]``, then the derivative buffers, order by order and within it feature by
     feature. Outputs: the ``num_outputs`` of the original graph, then the new value of every buffer.
     """
@@ -115,7 +115,7 @@ class _Builder:
         like = {feature: _stored_value(feature, self.mode) for feature in stored}
         wide = {accumulation_dtype(value.dtype) for value in like.values()}
         self.coefficient_dtype = max(wide, key=lambda dtype: dtype.itemsize)
-        device, order = next(iter(like.values())).device, self.storage.order
+        device, count = next(iter(like.values())).device, self.storage.num_buffers
 
         def coefficients(name: str, count: int) -> fx.Node:
             return placeholder(self.graph, name, torch.empty(count, dtype=self.coefficient_dtype, device=device))
@@ -128,10 +128,10 @@ class _Builder:
 
         with self.mode:
             self.is_full = placeholder(self.graph, "is_full", torch.empty((), dtype=torch.bool))
-            self.coefficients = [coefficients("coefficients", order + 1)]
+            self.coefficients = [coefficients("coefficients", count)]
             if self.storage.keeps_differences:
-                self.coefficients.append(coefficients("reciprocal_gaps", order))
-            by_order = [buffers(i) for i in range(order + 1)]
+                self.coefficients.append(coefficients("reciprocal_gaps", count - 1))
+            by_order = [buffers(i) for i in range(count)]
         self.ordered = [buffer for row in by_order for buffer in row]
         self.buffers = dict(zip((feature.node for feature in stored), zip(*by_order, strict=True), strict=True))
 

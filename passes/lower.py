@@ -104,7 +104,7 @@ def _lowered(runner: Runner, guarded: GuardedGraph, variant: Variant, kind: Step
 def _buffers_of_features(guarded: GuardedGraph, variant: Variant) -> Features:
     """They come after the model's inputs and the coefficients: first the youngest of every feature, then those one older."""
     first_buffer = guarded.num_inputs + len(guarded.coefficients)
-    num_features = len(guarded.buffers) // (guarded.storage.order + 1)
+    num_features = len(guarded.buffers) // guarded.storage.num_buffers
     features: list[list[fx.Node]] = [[] for _ in range(num_features)]
     for node, position in zip(variant.gm.graph.find_nodes(op="placeholder"), variant.input_positions, strict=True):
         if position >= first_buffer:

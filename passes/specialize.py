@@ -48,7 +48,7 @@ def specialize(guarded: GuardedGraph, kind: StepKind) -> fx.GraphModule:
 def _stores(guarded: GuardedGraph, old: Sequence[fx.Node], new: Sequence[fx.Node]) -> list[tuple[fx.Node, fx.Node]]:
     """What is to be written where, so that the buffers hold ``new``; snapshots are in age order, so only the newest is."""
     if not guarded.storage.keeps_differences:
-        num_features = len(old) // (guarded.storage.order + 1)
+        num_features = len(old) // guarded.storage.num_buffers
         if new[0] is not old[0]:
             return list(zip(old[-num_features:], new[:num_features], strict=True))
     return [(before, after) for before, after in zip(old, new, strict=True) if after is not before]

@@ -20,13 +20,19 @@ class Selection:
 
 @dataclass(frozen=True)
 class Storage:
-    """What is kept of a feature: ``order + 1`` buffers, in ``dtype`` or its own.
+    """What is stored of a feature: ``history`` buffers, by default ``order + 1``, in ``dtype`` or its own.
 
-    An eight-bit ``dtype`` is that of the differences of order 1 and up; the feature itself is kept as it is.
+    An eight-bit ``dtype`` is that of the differences of order 1 and up; the feature itself is stored as it is.
     """
 
     order: int
     dtype: torch.dtype | None = None
+    history: int | None = None
+
+    @property
+    def num_buffers(self) -> int:
+        """The number of buffers of a feature."""
+        return self.order + 1 if self.history is None else self.history
 
     @property
     def keeps_differences(self) -> bool:
@@ -35,4 +41,4 @@ class Storage:
     def dtypes(self, feature: torch.dtype) -> tuple[torch.dtype, ...]:
         """Of the buffers of a feature, order by order (newest first, where they are snapshots)."""
         dtype = self.dtype or feature
-        return (feature if self.keeps_differences else dtype, *[dtype] * self.order)
+        return (feature if self.keeps_differences else dtype, *[dtype] * (self.num_buffers - 1))

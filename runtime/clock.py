@@ -171,6 +171,8 @@ class Clock:
         forward.is_settled = True
         if not track.stands_still():
             step = scope.step if scope is not None and scope.step is not None else tick.step
+            if scope is not None and scope.run is not None:
+                scope.run.step = max(scope.run.step, step)
             forward.tick = replace(tick, stream=(scope.name if scope is not None else None, tick.stream[1]), step=step)
 
     def _read(self, track: _Track, forward: Forward) -> tuple[Source, Reading] | None:

@@ -8,11 +8,13 @@ the last full steps, of which every difference is a combination. (TaylorSeer, ar
 start-up rule.)
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from math import factorial
 from typing import Protocol
 
 Row = tuple[float, ...]
+Terms = Callable[[int, int, int], Row]  # (order, formed, distance): what each difference is multiplied by
 
 
 class History(Protocol):
@@ -31,48 +33,6 @@ class History(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class DifferenceHistory:
-    """The buffers are ``D_0 .. D_order``; ``formed`` is the highest order that exists, -1 before the first full step."""
-
-    order: int
-    formed: int = -1
-
-    def after_full(self, step: int, gap: int, warmup: int) -> "DifferenceHistory":  # noqa: ARG002
-        return DifferenceHistory(self.order, formed_after(self.formed, step, warmup, self.order))
-
-    def update_coefficients(self, gap: int) -> Row:
-        """``1 / gap`` for each difference that the full step formed, zero for the others."""
-        return tuple(1.0 / gap if i < self.formed else 0.0 for i in range(self.order))
-
-    def forecast_coefficients(self, distance: int) -> Row:
-        return taylor_coefficients(self.order, self.formed, distance)
-
-
-@dataclass(frozen=True)
-class SnapshotHistory:
-    """The buffers are the features of the last ``order + 1`` full steps, newest first; ``rows[i]`` combines ``D_i`` from them."""
-
-    order: int
-    rows: tuple[Row, ...] = ()
-
-    def after_full(self, step: int, gap: int, warmup: int) -> "SnapshotHistory":
-        formed = formed_after(len(self.rows) - 1, step, warmup, self.order)
-        aged = [(0.0, *row[:-1]) for row in self.rows]
-        rows = [(1.0, *([0.0] * self.order))]
-        for i in range(formed):
-            rows.append(tuple((new - old) / gap for new, old in zip(rows[i], aged[i], strict=True)))
-        return SnapshotHistory(self.order, tuple(rows))
-
-    def update_coefficients(self, gap: int) -> Row:  # noqa: ARG002
-        return ()
-
-    def forecast_coefficients(self, distance: int) -> Row:
-        terms = taylor_coefficients(self.order, len(self.rows) - 1, distance)
-        columns = zip(*self.rows, strict=True)
-        return tuple(sum(term * value for term, value in zip(terms, column, strict=False)) for column in columns)
-
-
 def formed_after(formed: int, step: int, warmup: int, order: int) -> int:
     """Highest order that exists after the full step ``step``, given the highest before it (-1: none).
 
@@ -84,3 +44,48 @@ def formed_after(formed: int, step: int, warmup: int, order: int) -> int:
 def taylor_coefficients(order: int, formed: int, distance: int) -> Row:
     """``distance**i / i!`` for each order that exists, zero for the others; ``order + 1`` numbers."""
     return tuple(distance**i / factorial(i) if i <= formed else 0.0 for i in range(order + 1))
+
+
+@dataclass(frozen=True)
+class DifferenceHistory:
+    """The buffers are ``D_0 .. D_order``; ``formed`` is the highest order that exists, -1 before the first full step."""
+
+    order: int
+    terms: Terms = taylor_coefficients
+    formed: int = -1
+
+    def after_full(self, step: int, gap: int, warmup: int) -> "DifferenceHistory":  # noqa: ARG002
+        return replace(self, formed=formed_after(self.formed, step, warmup, self.order))
+
+    def update_coefficients(self, gap: int) -> Row:
+        """``1 / gap`` for each difference that the full step formed, zero for the others."""
+        return tuple(1.0 / gap if i < self.formed else 0.0 for i in range(self.order))
+
+    def forecast_coefficients(self, distance: int) -> Row:
+        return self.terms(self.order, self.formed, distance)
+
+
+@dataclass(frozen=True)
+class SnapshotHistory:
+    """The buffers are the features of the last ``num_buffers`` full steps, newest first; ``rows[i]`` makes ``D_i`` of them."""
+
+    order: int
+    num_buffers: int
+    terms: Terms = taylor_coefficients
+    rows: tuple[Row, ...] = ()
+
+    def after_full(self, step: int, gap: int, warmup: int) -> "SnapshotHistory":
+        formed = formed_after(len(self.rows) - 1, step, warmup, self.order)
+        aged = [(0.0, *row[:-1]) for row in self.rows]
+        rows = [(1.0, *([0.0] * (self.num_buffers - 1)))]
+        for i in range(formed):
+            rows.append(tuple((new - old) / gap for new, old in zip(rows[i], aged[i], strict=True)))
+        return replace(self, rows=tuple(rows))
+
+    def update_coefficients(self, gap: int) -> Row:  # noqa: ARG002
+        return ()
+
+    def forecast_coefficients(self, distance: int) -> Row:
+        terms = self.terms(self.order, len(self.rows) - 1, distance)
+        columns = zip(*self.rows, strict=True)
+        return tuple(sum(term * value for term, value in zip(terms, column, strict=False)) for column in columns)

@@ -14,8 +14,10 @@ from torch import Tensor
 from taylorseer_fx.passes.steps import StepKind
 from taylorseer_fx.runtime.buffers import Argument, BufferLayout
 from taylorseer_fx.runtime.calls import CompiledVariant, GraphInfo
-from taylorseer_fx.runtime.coefficients import DifferenceHistory, Row, SnapshotHistory
+from taylorseer_fx.runtime.coefficients import Row
+from taylorseer_fx.runtime.forecasters import begin_history
 from taylorseer_fx.runtime.graph_api import cuda_stream_reader, is_capturing, keep_until_done
+from taylorseer_fx.runtime.schedule import Schedule
 from taylorseer_fx.runtime.state import Layout, Runtime, StreamState
 from taylorseer_fx.runtime.streams import MAX_STREAMS
 from taylorseer_fx.runtime.ticks import Role, Tick
@@ -71,7 +73,7 @@ class Dispatcher:
                 tick, role = self._runtime.clock.tick(self._info.call(args), scope)
                 state = self._state(tick, role, args)
             step = tick.step - state.first_step if tick is not None else 0
-            execute = self._runtime.schedule.is_full(step) or (tick is not None and tick.execute)
+            execute = tick is None or tick.execute or state.schedule.is_full(step)
             return self._execute(step, state, args) if execute else self._forecast(step, state, args)
         except BaseException:
             with self._runtime.lock:
@@ -80,15 +82,17 @@ class Dispatcher:
 
     def _execute(self, step: int, state: StreamState, args: list[Argument]) -> Sequence[Any]:
         runtime, gap = self._runtime, max(step - state.last_full, 1)
-        if runtime.schedule.is_beyond(step):
-            runtime.notify("full_steps", runtime.schedule.beyond_text(step))
-        history = state.history.after_full(step, gap, runtime.schedule.warmup_steps)
+        if state.schedule.is_beyond(step):
+            runtime.notify("full_steps", state.schedule.beyond_text(step))
+        history = state.history.after_full(step, gap, state.schedule.warmup_steps)
         runtime.counters.calls[StepKind.FULL] += 1
         outputs = self._run(self._full_variant, args, (None, history.update_coefficients(gap)), state)
         state.last_full, state.history = step, history
         if not runtime.storage.keeps_differences:  # the oldest snapshots were written over, and are the newest now
-            oldest = len(state.buffers) - len(state.buffers) // (runtime.storage.order + 1)
+            oldest = len(state.buffers) - len(state.buffers) // runtime.storage.num_buffers
             state.buffers = state.buffers[oldest:] + state.buffers[:oldest]
+        if runtime.on_full is not None:
+            runtime.on_full(state, step)
         return outputs
 
     def _forecast(self, step: int, state: StreamState, args: list[Argument]) -> Sequence[Any]:
@@ -150,25 +154,35 @@ class Dispatcher:
         if tick.step > 0 and has_begun:
             self._runtime.notify("change in mid-generation", _CHANGED.format(step=tick.step))
             self._runtime.changed[tick.stream] = tick.step
+        schedule = self._runtime.schedule_from(tick.step)
         if old is None or not fits:
             if old is not None:
                 old.buffers.clear()  # before there are new ones; should there be no room for these, nothing fits what is left
                 old.layout = _NO_LAYOUT
-            return self._begun(tick.generation, tick.step, layout, self._layout.allocate(args), [self._current_stream()])
+            buffers = self._layout.allocate(args)
+            return self._begun(tick.generation, tick.step, layout, buffers, [self._current_stream()], schedule)
         for buffer in old.buffers:
             buffer.zero_()
-        return self._begun(tick.generation, tick.step, layout, old.buffers, old.cuda_streams)
+        return self._begun(tick.generation, tick.step, layout, old.buffers, old.cuda_streams, schedule)
 
-    def _begun(self, generation: int, step: int, layout: Layout, buffers: list[Tensor], cuda_streams: list[int]) -> StreamState:
-        storage = self._runtime.storage
-        history = DifferenceHistory(storage.order) if storage.keeps_differences else SnapshotHistory(storage.order)
-        return StreamState(generation, step, layout, buffers, history, cuda_streams)
+    def _begun(
+        self,
+        generation: int,
+        step: int,
+        layout: Layout,
+        buffers: list[Tensor],
+        cuda_streams: list[int],
+        schedule: Schedule,
+    ) -> StreamState:
+        runtime = self._runtime
+        history = begin_history(runtime.forecaster, runtime.storage, schedule.num_steps)
+        return StreamState(generation, step, layout, buffers, history, cuda_streams, schedule)
 
     def _stateless(self, args: list[Argument]) -> StreamState:
         """No source tells the step: execute, into buffers that are thrown away."""
         self._runtime.counters.unforecast_calls += 1
         self._runtime.notify("no step", _NO_STEP)
-        return self._begun(0, 0, (0, ()), self._layout.allocate(args), [])
+        return self._begun(0, 0, (0, ()), self._layout.allocate(args), [], Schedule(interval=1))
 
 
 _NO_LAYOUT = (-1, ())

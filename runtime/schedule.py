@@ -11,12 +11,18 @@ class Schedule:
     For 50 steps, interval 5 and warm-up 3: full at 0, 1, 2, 7, 12, ..., 47 (METHOD of TaylorSeer's official FLUX code).
 
     A run longer than an explicit list goes on with the list's last gap: ``[0, 1, 4, 8]`` is full at 12, 16, ... too. A list of
-    one step has no gap, and tells nothing about those that follow: they are all full.
+    one step has no gap, and tells nothing about those that follow: they are all full. ``num_steps``: the length of the run that
+    the list was made for, which may end long after the list does; None where that is not known.
     """
 
     interval: int = 5
     warmup: int = 3
     full_steps: tuple[int, ...] | None = None
+    num_steps: int | None = None
+
+    def for_run(self, num_steps: int | None, first_step: int = 0) -> "Schedule":  # noqa: ARG002
+        """The same for a run of any length."""
+        return self
 
     @cached_property
     def _full(self) -> frozenset[int]:
@@ -35,6 +41,8 @@ class Schedule:
 
     def is_beyond(self, step: int) -> bool:
         """Is ``step`` so far behind the end of an explicit list that the list cannot be meant for a run of that length?"""
+        if self.num_steps is not None:
+            return step >= self.num_steps
         return self.full_steps is not None and step >= self.full_steps[-1] + self._last_gap
 
     def is_full(self, step: int) -> bool:
@@ -49,6 +57,11 @@ class Schedule:
         """What to say when a run comes by ``step``, beyond the list."""
         assert self.full_steps is not None
         rate = "every step" if self._last_gap == 1 else f"one step in {self._last_gap}"
+        if self.num_steps is not None:
+            return (
+                f"the run came to step {step}, but the full steps were placed for {self.num_steps} steps. From here on {rate} is "
+                "executed. Give num_steps for the length of this run, or attach the pipeline, which tells it."
+            )
         return (
             f"the run came to step {step}, but full_steps ends at {self.full_steps[-1]}: it seems to be meant for a shorter run. "
             f"From here on {rate} is executed, which is the list's last gap. Give full_steps for the length of this run, or "
@@ -58,7 +71,7 @@ class Schedule:
     def all_full_text(self, num_steps: int) -> str:
         """What to say of a run of ``num_steps`` steps in which nothing is forecast though that was wanted; else ""."""
         all_full = len(self.full_steps_of(num_steps)) == num_steps
-        if num_steps < 2 or not all_full or (self.full_steps is None and self.interval == 1):
+        if num_steps < 2 or not all_full or (self.full_steps is None and self.interval == 1) or self.num_steps is not None:
             return ""
         cause = f"the warm-up takes {self.warmup}" if self.full_steps is None else "full_steps names them all"
         return (

@@ -43,11 +43,16 @@ class StepIndex:
             self.trusted = True
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Run:
-    """One run of an attached pipeline: a generation."""
+    """One run of an attached pipeline: a generation.
+
+    ``num_steps``: its length, as soon as that is known; ``step``: the latest that any of its streams came to.
+    """
 
     index: StepIndex
+    num_steps: int | None = None
+    step: int = 0
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,6 +5,7 @@ import threading
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from itertools import chain
+from typing import Any
 
 from torch import Tensor
 
@@ -15,12 +16,17 @@ from taylorseer_fx.runtime.clock import Clock
 from taylorseer_fx.runtime.coefficients import History
 from taylorseer_fx.runtime.cuda_graphs import CudaGraphs
 from taylorseer_fx.runtime.graph_api import GraphApi
+from taylorseer_fx.runtime.placement import AnySchedule
 from taylorseer_fx.runtime.schedule import Schedule
 from taylorseer_fx.runtime.scope import ScopeVariable
 from taylorseer_fx.runtime.ticks import Role, StreamKey, Tick
 
 Layout = tuple[int, tuple[int, ...]]  # the number of a graph, and the sizes that its buffers depend on
 _NO_GENERATION = -1
+
+
+def nothing(_: Any) -> None:
+    """Do nothing."""
 
 
 @dataclass
@@ -45,6 +51,7 @@ class StreamState:
     buffers: list[Tensor]
     history: History
     cuda_streams: list[int]
+    schedule: Schedule
     last_full: int = 0
     last_used: int = 0
 
@@ -59,15 +66,19 @@ class Runtime:
     that place is called with other sizes. Where there are no captures, on a CPU say, the end of a run frees its buffers.
     """
 
-    schedule: Schedule
+    schedule: AnySchedule
     storage: Storage
     notify: Callable[[str, str], None]
+    forecaster: str = "taylor"
+    on_run: Callable[[Any], None] = nothing  # told of each run of an attached pipeline, before it begins
+    on_full: "Callable[[StreamState, int], None] | None" = None  # told of each full step, once its features are stored
     clock: Clock = field(init=False)
     scopes: ScopeVariable = field(default_factory=ScopeVariable)
     counters: Counters = field(default_factory=Counters)
     states: dict[tuple[StreamKey, Role], StreamState] = field(default_factory=dict)
     spare: dict[Role, list[StreamState]] = field(default_factory=dict)
     cuda_graphs: CudaGraphs | None = None
+    last_schedule: Schedule | None = None  # of the generation that began last
     peak_buffer_bytes: int = 0
     peak_states: int = 0
     has_regions: bool = False  # in some graph compiled so far
@@ -80,8 +91,21 @@ class Runtime:
 
     def capture_with(self, api: GraphApi) -> None:
         """Run what is on devices of ``api`` by captures."""
-        turns = 1 if self.storage.keeps_differences else self.storage.order + 1
+        turns = 1 if self.storage.keeps_differences else self.storage.num_buffers
         self.cuda_graphs = CudaGraphs(api, self.notify, turns * len(StepKind), lambda: self.peak_states)
+
+    def schedule_from(self, step: int) -> Schedule:
+        """The schedule of a generation that begins now, at ``step`` of its run.
+
+        Raises:
+            ConfigError: it depends on the length of the run, which is not known.
+        """
+        scope = self.scopes.get()
+        if scope is not None and scope.run is not None:
+            self.last_schedule = self.schedule.for_run(scope.run.num_steps, max(step, scope.run.step))
+        else:
+            self.last_schedule = self.schedule.for_run(None, step)
+        return self.last_schedule
 
     def note_peak(self) -> None:
         """Called after every allocation of buffers."""
@@ -121,7 +145,7 @@ class Runtime:
         newest = max((state.generation for (key, _), state in self.states.items() if key == stream), default=0)
         ended = [state for (key, _), state in self.states.items() if key == stream and state.generation == newest]
         if ended and all(state.first_step == 0 for state in ended):
-            text = self.schedule.all_full_text(1 + max(state.last_used for state in ended))
+            text = ended[0].schedule.all_full_text(1 + max(state.last_used for state in ended))
             if text:
                 self.notify("all full", text)
 

@@ -57,17 +57,20 @@ class ModularRuns:
             yield
             return
         self.find_models(pipe)
-        end = begin_guided(self.runs, blocks)
+        end = begin_guided(self.runs, blocks=blocks)
         try:
             yield
         finally:
             end()
 
 
-def begin_guided(runs: PipelineRuns, blocks: Any = None) -> End:
-    """Begin a run that listens to the guiders of the pipeline, and to the loops in ``blocks``; returns what ends it."""
+def begin_guided(runs: PipelineRuns, num_steps: int | None = None, blocks: Any = None) -> End:
+    """Begin a run that listens to the guiders of the pipeline, and to the loops in ``blocks``; returns what ends it.
+
+    Loops tell the number of steps when they begin.
+    """
     run = _Run(runs.runtime)
-    end = runs.begin(run.give_back)
+    end = runs.begin(num_steps, run.give_back)
     try:
         run.take(runs.pipe(), blocks)
     except BaseException:
@@ -102,8 +105,10 @@ class _Run:
         self.open_loops.clear()
         self.calls.leave()
 
-    def _begin_loop(self) -> End:
+    def _begin_loop(self, num_steps: int | None) -> End:
         scope, loop = self.runtime.scopes.get(), object()
+        if scope is not None and scope.run is not None:
+            scope.run.num_steps = num_steps
         self.open_loops.add(loop)
 
         def end() -> None:

@@ -79,13 +79,14 @@ class PipelineRuns:
     indices: dict[type, StepIndex] = field(default_factory=dict)
     open_runs: list[End] = field(default_factory=list)
 
-    def begin(self, at_end: End = nothing) -> End:
-        """Begin a run; returns what ends it, once, after ``at_end``."""
+    def begin(self, num_steps: int | None = None, at_end: End = nothing) -> End:
+        """Begin a run of ``num_steps`` steps, as far as that is known; returns what ends it, once, after ``at_end``."""
+        self.runtime.on_run(self.pipe())
         scheduler_type = type(getattr(self.pipe(), "scheduler", None))
         index = self.indices.setdefault(scheduler_type, StepIndex(self._step_index))
         index.begin()
         scopes = self.runtime.scopes
-        leave = scopes.begin(Scope(self.name, run=Run(index), is_stream=False))
+        leave = scopes.begin(Scope(self.name, run=Run(index, self._num_calls(num_steps)), is_stream=False))
         entered = scopes.get()
         assert entered is not None
 
@@ -100,6 +101,13 @@ class PipelineRuns:
         self.open_runs.append(end)
         return end
 
+    def _num_calls(self, num_steps: int | None) -> int | None:
+        """The times at which a run of ``num_steps`` steps calls the model: a scheduler of higher order has several a step."""
+        scheduler: Any = getattr(self.pipe(), "scheduler", None)
+        if num_steps is None or getattr(scheduler, "order", 1) == 1:
+            return num_steps
+        return len(scheduler.timesteps) - (getattr(scheduler, "begin_index", None) or 0)
+
     def _step_index(self) -> int | None:
         """None where the scheduler keeps none; -1 before its first step."""
         scheduler: Any = getattr(self.pipe(), "scheduler", None)
@@ -108,12 +116,15 @@ class PipelineRuns:
         return -1 if scheduler.step_index is None else int(scheduler.step_index)
 
 
-def opening(original: Method, begin: Callable[[], End]) -> Method:
-    """A ``progress_bar`` that begins something, which ends when the bar is closed, iterated to its end, or collected."""
+def opening(original: Method, begin: Callable[[int | None], End]) -> Method:
+    """A ``progress_bar`` that begins something, which ends when the bar is closed, iterated to its end, or collected.
+
+    ``begin`` is given the bar's total: the number of steps, None if the bar has none.
+    """
 
     def progress_bar(*args: Any, **kwargs: Any) -> Any:
         bar = original(*args, **kwargs)
-        end, reference = begin(), weakref.ref(bar)  # weak: in a cycle the bar would be collected late
+        end, reference = begin(bar.total), weakref.ref(bar)  # weak: in a cycle the bar would be collected late
 
         def close_and_end(*args: Any, **kwargs: Any) -> None:
             end()

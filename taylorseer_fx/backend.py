@@ -25,8 +25,11 @@ from taylorseer_fx.errors import ConfigError, NothingCompiledError, TaylorSeerWa
 from taylorseer_fx.explain import CompiledGraph, Report, describe_model
 from taylorseer_fx.graph_breaks import graph_break_after
 from taylorseer_fx.messages import GRADIENTS, broken, mode_in_options, nothing_compiled, nothing_to_forecast, where_to_put
+from taylorseer_fx.numbers import GraphNumbers
 from taylorseer_fx.passes.regions import MEANT, RegionSet
 from taylorseer_fx.passes.steps import StepKind
+from taylorseer_fx.plan_file import PlanFile
+from taylorseer_fx.planned import PlannedRuns
 from taylorseer_fx.recompile_limit import text_at_the_limit
 from taylorseer_fx.repro import save
 from taylorseer_fx.runtime.boxed import BoxedCallable
@@ -62,7 +65,9 @@ class TaylorSeerBackend:
     def __init__(self, config: BackendConfig, graph_api: GraphApi | None = None) -> None:
         self.config = config
         self._said: set[str] = set()
-        self._runtime = Runtime(config.schedule, config.storage, self._notify)
+        self._planned = PlannedRuns(config, self._notify)
+        self._runtime = Runtime(self._planned.schedule(), config.storage, self._notify, config.forecaster)
+        self._runtime.on_run = self._planned.check_run
         if config.cuda_graphs is not False:
             self._runtime.capture_with(graph_api if graph_api is not None else CudaGraphApi())
         self._attachments = Attachments(self._runtime)
@@ -151,8 +156,15 @@ class TaylorSeerBackend:
         number = self._number(graph)
         graph_of_place = {role: state.layout[0] for (_, role), state in self._runtime.states.items()}
         layers = Counter(graph_of_place.values())
+        runtime = self._runtime
         return describe_model(
-            self._compiled_graphs, number, self.config, layers, self._describe_captures(), self._runtime.clock.time_taken()
+            self._compiled_graphs,
+            number,
+            self.config,
+            layers,
+            self._describe_captures(),
+            runtime.clock.time_taken(),
+            runtime.last_schedule,
         )
 
     def save_repro(self, folder: str | Path, graph: int | None = None) -> None:
@@ -189,6 +201,11 @@ class TaylorSeerBackend:
         if cuda_graphs is None:
             return ("off: cuda_graphs=False",)
         return cuda_graphs.describe() or (f"off: the model is on no {cuda_graphs.api.device_type.upper()} device",)
+
+    def numbers(self, granularity: str) -> list[GraphNumbers]:
+        """What was counted in each graph with regions that was compiled for ``granularity``."""
+        counted = [graph.numbers for graph in self._compiled_graphs]
+        return [each for each in counted if each.regions and each.granularity == granularity]
 
     def stats(self) -> Stats:
         """Calls by step kind, streams, compiles, CUDA graphs captured and replayed, and allocated bytes."""
@@ -227,7 +244,9 @@ class TaylorSeerBackend:
             runtime.has_regions = True
             run = Dispatcher(runtime, info, variants, steps.layout, steps.coefficient_dtype)
         runtime.counters.compiles += len(steps.variants)
-        self._compiled_graphs.append(CompiledGraph(steps.passes, steps.numbers, origin.graph_break))
+        compiled = CompiledGraph(steps.passes, steps.numbers, origin.graph_break)
+        self._planned.check_graph(compiled.numbers)
+        self._compiled_graphs.append(compiled)
         runtime.clock.has_time_inputs |= steps.inputs.has_time
         return run
 
@@ -275,6 +294,12 @@ def taylorseer_backend(
     warmup: int = 3,
     *,
     full_steps: Iterable[int] | None = None,
+    speedup: float | None = None,
+    num_steps: int | None = None,
+    plan: str | Path | PlanFile | None = None,
+    plan_mismatch: str = "error",
+    forecaster: str = "taylor",
+    history: int | None = None,
     granularity: str = "module",
     buffer_dtype: torch.dtype | None = None,
     memory_budget: int | None = None,
@@ -291,6 +316,16 @@ def taylorseer_backend(
         interval: every ``interval``-th step after the warm-up is executed, at least 1.
         warmup: number of steps executed at the start, at least 1.
         full_steps: the executed steps as an increasing list of indices from 0, in place of ``interval`` and ``warmup``.
+        speedup: steps over full steps, at least 1, in place of ``interval``, ``warmup`` and ``full_steps``: in a run of
+            ``num_steps`` steps, ``ceil(num_steps / speedup)`` are executed, in growing gaps (``runtime/placement.py``).
+        num_steps: length of a run, for ``speedup`` where no attached pipeline tells it; a pipeline's word goes first.
+        plan: a file that ``calibrate`` made: its path, a repository of the Hugging Face hub that holds one, or its content. It
+            has order, granularity and a list of full steps for each ``speedup`` that was asked for.
+        plan_mismatch: what to do where model or run are not as the plan was made for: "error", or "warn" and use it.
+        forecaster: "taylor", the paper's recursion; or for comparison "hermite" (HiCache), "newton" (exact on uneven gaps) or
+            "chebyshev" (Spectrum), see ``runtime/forecasters.py``.
+        history: full steps whose features are stored, ``order + 1`` (the default) to 12. Only "chebyshev" makes use of more
+            than ``order + 1``.
         granularity: "module": a feature per attention and MLP output, before its gate, as in the paper. "stack": one for all that
             the blocks add to their stream; a forecast step then costs next to nothing, and so do the buffers, but the gates of
             the current step are not used.
@@ -318,6 +353,7 @@ def taylorseer_backend(
     The compiled model's first call raises ``NoRegionsError`` where there is nothing to forecast; all errors of this package are
     ``TaylorSeerError`` and arrive as they are, not as ``torch._dynamo.exc.BackendCompilerFailed``.
     """
+    planned: Any = plan
     steps: Any = full_steps
     disabled: Any = disabled_passes
     return TaylorSeerBackend(
@@ -326,6 +362,12 @@ def taylorseer_backend(
             interval=interval,
             warmup=warmup,
             full_steps=steps,
+            speedup=speedup,
+            num_steps=num_steps,
+            plan=planned,
+            plan_mismatch=plan_mismatch,
+            forecaster=forecaster,
+            history=history,
             granularity=granularity,
             buffer_dtype=buffer_dtype,
             memory_budget=memory_budget,

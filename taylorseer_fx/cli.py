@@ -56,6 +56,7 @@ def _add_plan(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -
     plan.add_argument("--interval", type=int, help="steps from one full step to the next (default: as the backend's)")
     plan.add_argument("--warmup", type=int, help="full steps at the beginning (default: as the backend's)")
     plan.add_argument("--full-steps", type=_step_list, metavar="0,1,4,...", help="the full steps, in place of both")
+    plan.add_argument("--speedup", type=float, help="steps over full steps, in growing gaps, in place of all three")
     plan.add_argument("--buffer-dtype", help="of the buffers, such as bfloat16 (default: the features' own)")
     plan.set_defaults(run=_plan)
 

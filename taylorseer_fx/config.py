@@ -1,6 +1,7 @@
 """The settings of a backend, checked where they are given."""
 
 import difflib
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from itertools import pairwise
@@ -12,10 +13,14 @@ from taylorseer_fx.compat import list_options
 from taylorseer_fx.errors import ConfigError
 from taylorseer_fx.passes.steps import OPTIONAL
 from taylorseer_fx.passes.storage import FLOAT8, Selection, Storage
+from taylorseer_fx.plan_file import PlanFile
+from taylorseer_fx.runtime.forecasters import FITS, FORECASTERS
+from taylorseer_fx.runtime.placement import Placement
 from taylorseer_fx.runtime.schedule import Schedule
 
 NOT_IN_KEY = {"in_key": False}  # of a field that makes no difference to the code of a graph, or is in torch's own key
 MAX_ORDER = 4  # the highest that the paper evaluates; the noise of a difference doubles with every order
+MAX_HISTORY = 12  # snapshots; more than any of the forecasters' papers keeps
 GRANULARITIES = ("module", "stack")
 COMPILERS = ("inductor", "eager")
 BUFFER_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16, *FLOAT8)
@@ -29,6 +34,12 @@ class BackendConfig:
     interval: int = field(default=5, metadata=NOT_IN_KEY)
     warmup: int = field(default=3, metadata=NOT_IN_KEY)
     full_steps: tuple[int, ...] | None = field(default=None, metadata=NOT_IN_KEY)
+    speedup: float | None = field(default=None, metadata=NOT_IN_KEY)
+    num_steps: int | None = field(default=None, metadata=NOT_IN_KEY)
+    plan: PlanFile | None = field(default=None, metadata=NOT_IN_KEY)
+    plan_mismatch: str = field(default="error", metadata=NOT_IN_KEY)
+    forecaster: str = field(default="taylor", metadata=NOT_IN_KEY)
+    history: int | None = None
     granularity: str = "module"
     buffer_dtype: torch.dtype | None = None
     memory_budget: int | None = None
@@ -39,12 +50,8 @@ class BackendConfig:
     disabled_passes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.full_steps is not None:
-            object.__setattr__(self, "full_steps", _checked_full_steps(self.full_steps))
-            defaults = {f.name: f.default for f in fields(self)}
-            for name in ("interval", "warmup"):
-                if getattr(self, name) != defaults[name]:
-                    raise ConfigError(name, "left out when full_steps is given", getattr(self, name), "The list says it all.")
+        self._check_schedule()
+        self._check_plan()
         _check_int("order", self.order, 0, MAX_ORDER)
         _check_int("interval", self.interval, 1)
         _check_int("warmup", self.warmup, 1)
@@ -54,6 +61,7 @@ class BackendConfig:
             if self.granularity == "stack":
                 hint = 'The budget chooses between "module" and "stack".'
                 raise ConfigError("granularity", "left out when memory_budget is given", self.granularity, hint)
+        self._check_forecaster()
         _check_choice("compiler", self.compiler, COMPILERS)
         _check_choice("on_no_regions", self.on_no_regions, ("error", "warn"))
         if self.buffer_dtype is not None and self.buffer_dtype not in BUFFER_DTYPES:
@@ -62,6 +70,54 @@ class BackendConfig:
             raise ConfigError("cuda_graphs", "None, True or False", self.cuda_graphs)
         object.__setattr__(self, "disabled_passes", _checked_passes(self.disabled_passes))
         object.__setattr__(self, "compiler_options", dict(_checked_options(self.compiler, self.compiler_options)))
+
+    def _check_plan(self) -> None:
+        _check_choice("plan_mismatch", self.plan_mismatch, ("error", "warn"))
+        if self.plan is None:
+            return
+        source: Any = self.plan
+        if not isinstance(source, PlanFile):
+            object.__setattr__(self, "plan", PlanFile.load(source))
+        self._must_be_left_out(
+            "plan", ("interval", "warmup", "full_steps", "num_steps", "memory_budget"), "It has lists of its own."
+        )
+        defaults = {f.name: f.default for f in fields(self)}
+        for name in ("order", "granularity"):
+            planned, given = getattr(self.plan, name), getattr(self, name)
+            if given not in (defaults[name], planned):
+                raise ConfigError(name, f"{planned!r}, as in the plan, or left out", given)
+            object.__setattr__(self, name, planned)
+        self.plan.list_for(self.speedup)
+
+    def _check_schedule(self) -> None:
+        if self.full_steps is not None:
+            object.__setattr__(self, "full_steps", _checked_full_steps(self.full_steps))
+            self._must_be_left_out("full_steps", ("interval", "warmup", "speedup"), "The list says it all.")
+        if self.speedup is not None:
+            _check_speedup(self.speedup)
+            self._must_be_left_out("speedup", ("interval", "warmup"), "It places the full steps by their number.")
+        if self.num_steps is not None:
+            _check_int("num_steps", self.num_steps, 1)
+            if self.speedup is None:
+                raise ConfigError("num_steps", "left out unless speedup is given", self.num_steps, "Nothing else depends on it.")
+
+    def _check_forecaster(self) -> None:
+        _check_choice("forecaster", self.forecaster, FORECASTERS)
+        if self.history is not None:
+            _check_int("history", self.history, self.order + 1, MAX_HISTORY)
+        if self.buffer_dtype not in FLOAT8:
+            return
+        if self.forecaster in FITS:
+            hint = "Eight bits are for differences, and it needs snapshots."
+            raise ConfigError("forecaster", f"'taylor' or 'hermite' with buffer_dtype={self.buffer_dtype}", self.forecaster, hint)
+        if self.history is not None:
+            raise ConfigError("history", f"left out with buffer_dtype={self.buffer_dtype}", self.history, "It counts snapshots.")
+
+    def _must_be_left_out(self, given: str, names: Iterable[str], hint: str) -> None:
+        defaults = {f.name: f.default for f in fields(self)}
+        for name in names:
+            if getattr(self, name) != defaults[name]:
+                raise ConfigError(name, f"left out when {given} is given", getattr(self, name), hint)
 
     @classmethod
     def from_options(cls, options: Mapping[str, Any]) -> "BackendConfig":
@@ -87,10 +143,13 @@ class BackendConfig:
 
     @property
     def storage(self) -> Storage:
-        return Storage(self.order, self.buffer_dtype)
+        return Storage(self.order, self.buffer_dtype, self.history)
 
     @property
-    def schedule(self) -> Schedule:
+    def schedule(self) -> Schedule | Placement:
+        """Of a backend without a plan, or of runs that are not as planned."""
+        if self.speedup is not None:
+            return Placement(self.speedup, self.num_steps)
         return Schedule(self.interval, self.warmup, self.full_steps)
 
 
@@ -98,6 +157,11 @@ def _check_int(name: str, value: object, low: int, high: int | None = None) -> N
     allowed = f"an int of {low} to {high}" if high is not None else f"an int of at least {low}"
     if isinstance(value, bool) or not isinstance(value, int) or value < low or (high is not None and value > high):
         raise ConfigError(name, allowed, value)
+
+
+def _check_speedup(value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 1 <= value < math.inf:
+        raise ConfigError("speedup", "a number of at least 1, steps over full steps", value)
 
 
 def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:

@@ -12,7 +12,9 @@ from taylorseer_fx.errors import ConfigError
 from taylorseer_fx.graph_breaks import GraphBreak
 from taylorseer_fx.numbers import FeatureInfo, GraphNumbers, count, lowered_graphs, named_graphs
 from taylorseer_fx.passes.steps import StepKind
+from taylorseer_fx.planned import PlannedRuns
 from taylorseer_fx.remade import Passes
+from taylorseer_fx.runtime.schedule import Schedule
 from taylorseer_fx.text import format_bytes, format_flops, format_table
 
 SHOWN_STEPS = 50
@@ -53,6 +55,7 @@ class Report(GraphNumbers):
     """
 
     order: int
+    num_buffers: int
     schedule: str
     number: int
     graphs: tuple[GraphSummary, ...]
@@ -137,7 +140,7 @@ class Report(GraphNumbers):
             f"{format_bytes(self.traffic['forecast'].floor)}",
             f"schedule:      {self.schedule}  ({num_full} of {len(self.schedule)} steps full, "
             f"ceiling {len(self.schedule) / num_full:.2f}x)",
-            f"buffers:       {format_bytes(self.buffer_bytes)} a stream (order {self.order}: {self.order + 1} a feature)",
+            f"buffers:       {format_bytes(self.buffer_bytes)} a stream (order {self.order}: {self.num_buffers} a feature)",
             *(f"{'time inputs:' if i == 0 else '':14} {line}" for i, line in enumerate(self._times())),
             *(f"{'read whole:' if i == 0 else '':14} {line}" for i, line in enumerate(self._read_whole())),
             *(f"{'CUDA graphs:' if i == 0 else '':14} {line}" for i, line in enumerate(self.cuda_graphs)),
@@ -181,10 +184,14 @@ def describe_model(
     layers: Mapping[int, int],
     cuda_graphs: tuple[str, ...],
     time_taken: tuple[int, ...],
+    last_schedule: Schedule | None,
 ) -> Report:
-    """A report on one of the graphs of a model; ``layers`` counts the places that were called with each."""
+    """A report on one of the graphs of a model.
+
+    ``layers`` counts the places that were called with each; ``last_schedule`` is that of the last generation.
+    """
     summaries = tuple(_summarize(entry, layers.get(i, 0)) for i, entry in enumerate(graphs))
-    return describe_graph(graphs[number], config, range(len(graphs))[number], summaries, cuda_graphs, time_taken)
+    return describe_graph(graphs[number], config, range(len(graphs))[number], summaries, cuda_graphs, time_taken, last_schedule)
 
 
 def _summarize(graph: CompiledGraph, num_layers: int) -> GraphSummary:
@@ -207,20 +214,32 @@ def describe_graph(
     summaries: tuple[GraphSummary, ...] = (),
     cuda_graphs: tuple[str, ...] = (),
     time_taken: tuple[int, ...] = (),
+    last_schedule: Schedule | None = None,
 ) -> Report:
     """A report on one graph; ``cuda_graphs`` are lines on how the model's graphs are captured, ``time_taken`` the indices of the
     candidates for the time that were seen to move.
     """
+    schedule = last_schedule or PlannedRuns(config, _ignore).schedule().for_run(_length(config))
     return Report(
         **vars(graph.numbers),
         order=config.order,
-        schedule=config.schedule.describe(SHOWN_STEPS),
+        num_buffers=config.storage.num_buffers,
+        schedule=schedule.describe(schedule.num_steps or SHOWN_STEPS),
         number=number,
         graphs=summaries or (_summarize(graph, 0),),
         cuda_graphs=cuda_graphs,
         time_taken=time_taken,
         _remade=graph.passes,
     )
+
+
+def _length(config: BackendConfig) -> int:
+    """The steps of a run that has not been yet."""
+    return config.plan.num_steps if config.plan is not None else config.num_steps or SHOWN_STEPS
+
+
+def _ignore(_topic: str, _message: str) -> None:
+    pass
 
 
 def _shape_text(feature: FeatureInfo) -> str:

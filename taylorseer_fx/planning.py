@@ -92,6 +92,8 @@ def plan(
     buffer_dtype: torch.dtype | None = None,
     *,
     full_steps: Iterable[int] | None = None,
+    speedup: float | None = None,
+    history: int | None = None,
     memory_budget: int | None = None,
 ) -> Plan:
     """Trace ``model`` on ``inputs`` and count; nothing is executed, and with both on the meta device nothing is allocated.
@@ -100,8 +102,9 @@ def plan(
         model: any Diffusion Transformer.
         inputs: its keyword arguments, or a sequence of positional ones.
         num_steps: length of the run, at least 1.
-        order, interval, warmup, granularity, buffer_dtype, full_steps, memory_budget: as for ``taylorseer_backend``. Of a model
-            whose modules need more than the budget, the stack is counted; ``granularity`` of the plan tells.
+        order, interval, warmup, granularity, buffer_dtype, full_steps, speedup, history, memory_budget: as for
+            ``taylorseer_backend``.
+            For a model whose modules need more than the budget, the stack is counted; ``granularity`` of the plan tells.
 
     Raises:
         ConfigError: an argument is wrong.
@@ -114,6 +117,8 @@ def plan(
         interval=interval,
         warmup=warmup,
         full_steps=steps,
+        speedup=speedup,
+        history=history,
         granularity=granularity,
         buffer_dtype=buffer_dtype,
         memory_budget=memory_budget,
@@ -146,7 +151,7 @@ def _plan(config: BackendConfig, reports: Sequence[Report], num_steps: int) -> P
     return Plan(
         num_steps=num_steps,
         order=config.order,
-        full_steps=tuple(config.schedule.full_steps_of(num_steps)),
+        full_steps=tuple(config.schedule.for_run(num_steps).full_steps_of(num_steps)),
         flops_full=sum(report.flops["full"] for report in reports),
         flops_forecast=sum(report.flops["forecast"] for report in reports),
         buffer_bytes=sum(report.buffer_bytes for report in reports),
@@ -157,7 +162,7 @@ def _plan(config: BackendConfig, reports: Sequence[Report], num_steps: int) -> P
 
 
 def _notes(config: BackendConfig, reports: Sequence[Report], num_steps: int) -> Iterator[str]:
-    schedule, last = config.schedule, num_steps - 1
+    schedule, last = config.schedule.for_run(num_steps), num_steps - 1
     yield schedule.all_full_text(num_steps)
     yield schedule.beyond_text(last) if schedule.is_beyond(last) else ""
     if config.memory_budget is not None and reports[0].granularity != config.granularity:

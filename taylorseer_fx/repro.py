@@ -5,18 +5,16 @@ FOLDER/passes.pkl    the same for ``python -m taylorseer_fx.replay FOLDER``
 """
 
 import pickle
-import platform
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import fx
 
 from taylorseer_fx.errors import ConfigError
 from taylorseer_fx.remade import StoredPasses
-from taylorseer_fx.version import __version__
+from taylorseer_fx.versions import versions
 
 REPORT, PASSES = "report.txt", "passes.pkl"
 
@@ -24,8 +22,7 @@ REPORT, PASSES = "report.txt", "passes.pkl"
 def save(folder: Path, traced: fx.GraphModule, arguments: Mapping[str, Any], error: BaseException | None = None) -> bool:
     """Write both files, making the folder if need be; False where the graph cannot be stored, so that one is only text."""
     folder.mkdir(parents=True, exist_ok=True)
-    versions = {"taylorseer_fx": __version__, "torch": torch.__version__, "Python": platform.python_version()}
-    lines = [*(f"{name}: {value}" for name, value in {**versions, **arguments}.items()), *([f"\n{error}"] if error else [])]
+    lines = [*(f"{name}: {value}" for name, value in {**versions(), **arguments}.items()), *([f"\n{error}"] if error else [])]
     graph = traced.print_readable(print_output=False)
     (folder / REPORT).write_text("\n".join([*lines, "", graph, ""]))
     stored = StoredPasses.of(traced, arguments)

@@ -17,7 +17,7 @@ PASSES, RUNTIME, PACKAGE = "taylorseer_fx.passes", "taylorseer_fx.runtime", "tay
 # What lies below a folder, beside the folder itself: all else in it is out of its reach.
 BELOW = {
     PASSES: {"taylorseer_fx.compat", "taylorseer_fx.errors", "taylorseer_fx.version"},
-    RUNTIME: {"taylorseer_fx.compat", f"{PASSES}.steps", f"{PASSES}.storage", f"{PASSES}.call_inputs"},
+    RUNTIME: {"taylorseer_fx.compat", "taylorseer_fx.errors", f"{PASSES}.steps", f"{PASSES}.storage", f"{PASSES}.call_inputs"},
 }
 # Files that hold names for many rooms, and what these may import of the package.
 GROUND = {
@@ -27,12 +27,16 @@ GROUND = {
     f"{RUNTIME}.ticks": set(),
     "taylorseer_fx.compat": set(),
     "taylorseer_fx.errors": {"taylorseer_fx.compat"},
+    "taylorseer_fx.plan_file": {"taylorseer_fx.errors"},
     "taylorseer_fx.config": {
         "taylorseer_fx.compat",
         "taylorseer_fx.errors",
+        "taylorseer_fx.plan_file",
         f"{PASSES}.steps",
         f"{PASSES}.storage",
         f"{RUNTIME}.schedule",
+        f"{RUNTIME}.placement",
+        f"{RUNTIME}.forecasters",
     },
 }
 

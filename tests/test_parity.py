@@ -214,7 +214,7 @@ def test_guarded_graph(monkeypatch, name, order):
     record = RecordArguments(Dispatcher.__call__)
     monkeypatch.setattr(Dispatcher, "__call__", record)
     buffers: list[Tensor] = []
-    last_full, history = 0, SnapshotHistory(order)
+    last_full, history = 0, SnapshotHistory(order, order + 1)
     for step in range(15):
         compiled(**zoo.inputs(step))
         if step == 0:

@@ -49,7 +49,7 @@ def test_what_is_saved(saved):
     folder, report = saved
     text = (folder / REPORT).read_text()
     assert f"torch: {torch.__version__}" in text
-    assert "storage: Storage(order=2, dtype=None)" in text
+    assert "storage: Storage(order=2, dtype=None, history=None)" in text
     assert "torch.ops.aten." in text
     assert render(load(folder).run().variants[pipeline.StepKind.FORECAST].gm) == render(report.graph("forecast"))
     graph = load(folder).graph()

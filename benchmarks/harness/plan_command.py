@@ -17,7 +17,7 @@ from taylorseer_fx.text import format_bytes, format_flops
 
 # Settings of the backend that the command takes as options. Orders are the table's rows, granularities its columns, and a
 # memory budget would choose one of these.
-PLANNED_SETTINGS = ("interval", "warmup", "full_steps", "buffer_dtype")
+PLANNED_SETTINGS = ("interval", "warmup", "full_steps", "speedup", "buffer_dtype")
 
 
 @dataclass(frozen=True)

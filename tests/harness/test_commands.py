@@ -98,7 +98,7 @@ def test_plan_settings(tiny, option, value, message, capsys):
 
 def test_plan_covers_the_settings():
     """Each one that ``plan`` counts by is an option, or a row or column of the table."""
-    in_table = {"order", "granularity", "memory_budget"}
+    in_table = {"order", "history", "granularity", "memory_budget"}
     counted_by = set(inspect.signature(plan).parameters) - {"model", "inputs", "num_steps"}
     assert counted_by - in_table == set(plan_command.PLANNED_SETTINGS)
 

@@ -29,7 +29,7 @@ def simulate(signal, schedule: Schedule, order: int, num_steps: int) -> list[Ste
     """
     differences, formed, last, steps = [0.0] * (order + 1), -1, 0, []
     snapshots = [0.0] * (order + 1)
-    histories = [DifferenceHistory(order), SnapshotHistory(order)]
+    histories = [DifferenceHistory(order), SnapshotHistory(order, order + 1)]
     for step in range(num_steps):
         gap = max(step - last, 1)
         if schedule.is_full(step):
@@ -91,7 +91,7 @@ class TestSnapshots:
     @given(ORDERS, st.lists(st.integers(1, 6), max_size=8), st.integers(1, 6), st.integers(0, 12))
     def test_weights_sum_to_one(self, order, gaps, warmup, distance):
         """Whatever is the same at all full steps is forecast as it is."""
-        history, step = SnapshotHistory(order).after_full(0, 1, warmup), 0
+        history, step = SnapshotHistory(order, order + 1).after_full(0, 1, warmup), 0
         for gap in gaps:
             step += gap
             history = history.after_full(step, gap, warmup)
@@ -100,11 +100,11 @@ class TestSnapshots:
 
     def test_a_line_through_two(self):
         """Order 1, gap 5, two steps on: the newest and two fifths of what it rose by."""
-        history = SnapshotHistory(1).after_full(0, 1, 1).after_full(5, 5, 1)
+        history = SnapshotHistory(1, 2).after_full(0, 1, 1).after_full(5, 5, 1)
         assert history.forecast_coefficients(2) == pytest.approx((1.4, -0.4))
 
     def test_what_is_not_formed_has_no_weight(self):
-        assert SnapshotHistory(2).after_full(0, 1, 3).after_full(1, 1, 3).forecast_coefficients(4) == (1.0, 0.0, 0.0)
+        assert SnapshotHistory(2, 3).after_full(0, 1, 3).after_full(1, 1, 3).forecast_coefficients(4) == (1.0, 0.0, 0.0)
 
 
 SIGNALS = st.lists(st.floats(-100, 100), min_size=40, max_size=40)
@@ -125,7 +125,7 @@ class TestHistories:
     @given(SCHEDULES, st.integers(0, 4))
     def test_as_many_snapshots_as_the_order_formed_needs(self, schedule, order):
         """An order is a difference of one snapshot more; the older ones weigh nothing, so what lies there is not read."""
-        history, last = SnapshotHistory(order), 0
+        history, last = SnapshotHistory(order, order + 1), 0
         for step in schedule.full_steps_of(40):
             history, last = history.after_full(step, max(step - last, 1), schedule.warmup_steps), step
             formed = len(history.rows) - 1
@@ -134,7 +134,7 @@ class TestHistories:
             assert not any(coefficients[formed + 1 :])
             assert coefficients[formed] != 0
 
-    @pytest.mark.parametrize("history", [DifferenceHistory(2), SnapshotHistory(2)])
+    @pytest.mark.parametrize("history", [DifferenceHistory(2), SnapshotHistory(2, 3)])
     def test_immutable(self, history):
         """A failed step leaves the history as it was."""
         before = history.after_full(0, 1, 1)
