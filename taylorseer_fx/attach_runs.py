@@ -124,7 +124,7 @@ def opening(original: Method, begin: Callable[[int | None], End]) -> Method:
 
     def progress_bar(*args: Any, **kwargs: Any) -> Any:
         bar = original(*args, **kwargs)
-        end, reference = begin(bar.total), weakref.ref(bar)  # weak: in a cycle the bar would be collected late
+        end, reference = begin(getattr(bar, "total", None)), weakref.ref(bar)  # weak: in a cycle the bar would be collected late
 
         def close_and_end(*args: Any, **kwargs: Any) -> None:
             end()
