@@ -46,7 +46,7 @@ matrix: $(MATRIX:%=$(VENV)-torch-%/installed)
 
 $(VENV)-torch-%/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(@D)
-	sed 's/^torch==.*/torch==$*/' constraints.txt > $(@D)/constraints.txt
+	sed '/^triton==/d; s/^torch==.*/torch==$*/' constraints.txt > $(@D)/constraints.txt
 	$(@D)/bin/pip install --quiet --constraint $(@D)/constraints.txt --editable '.[dev]'
 	touch $@
 

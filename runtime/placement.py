@@ -1,9 +1,7 @@
 """Where the full steps stand when only their number is given: close together at first, then ever wider apart.
 
-    paper       F F F T T T T T F T T T T T F T T T T T F ...          10 of 50, the paper's
-    placed      F T T T F T T T T F T T T T F T T T T F ...            10 of 50, ``speedup=5``
-
-At equal cost this is nearer to the run in full as soon as full steps are scarce: docs/fidelity.md has the figures.
+paper       F F F T T T T T F T T T T T F T T T T T F ...          10 of 50, the paper's
+placed      F T T T F T T T T F T T T T F T T T T F ...            10 of 50, ``speedup=5``
 """
 
 from collections.abc import Callable

@@ -4,27 +4,33 @@ model = torch.compile(model, backend=taylorseer_backend(order=2))
 """
 
 from taylorseer_fx.backend import Stats, TaylorSeerBackend, taylorseer_backend
+from taylorseer_fx.calibration import Calibration, Trial, calibrate
 from taylorseer_fx.errors import ConfigError, NoRegionsError, NothingCompiledError, PassError, TaylorSeerError, TaylorSeerWarning
 from taylorseer_fx.explain import Report
 from taylorseer_fx.numbers import FeatureInfo, RegionInfo
+from taylorseer_fx.plan_file import PlanFile
 from taylorseer_fx.planning import Plan, plan
 from taylorseer_fx.residual_ops import register_residual_op
 from taylorseer_fx.version import __version__
 
 __all__ = [
+    "Calibration",
     "ConfigError",
     "FeatureInfo",
     "NoRegionsError",
     "NothingCompiledError",
     "PassError",
     "Plan",
+    "PlanFile",
     "RegionInfo",
     "Report",
     "Stats",
     "TaylorSeerBackend",
     "TaylorSeerError",
     "TaylorSeerWarning",
+    "Trial",
     "__version__",
+    "calibrate",
     "plan",
     "register_residual_op",
     "taylorseer_backend",

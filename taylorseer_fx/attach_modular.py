@@ -19,7 +19,6 @@ from torch import nn
 from taylorseer_fx.attach_guiders import GuidedCalls, guiders
 from taylorseer_fx.attach_runs import End, Override, PipelineRuns, itself, opening, override_method
 from taylorseer_fx.errors import ConfigError
-from taylorseer_fx.runtime.state import Runtime
 
 _BLOCKS = "_blocks"
 
@@ -69,7 +68,7 @@ def begin_guided(runs: PipelineRuns, num_steps: int | None = None, blocks: Any =
 
     Loops tell the number of steps when they begin.
     """
-    run = _Run(runs.runtime)
+    run = _Run(runs)
     end = runs.begin(num_steps, run.give_back)
     try:
         run.take(runs.pipe(), blocks)
@@ -83,12 +82,12 @@ def begin_guided(runs: PipelineRuns, num_steps: int | None = None, blocks: Any =
 class _Run:
     """What one run takes of its pipeline, and gives back."""
 
-    runtime: Runtime
+    runs: PipelineRuns
     overrides: list[Override] = field(default_factory=list)
     open_loops: set[object] = field(default_factory=set)
 
     def __post_init__(self) -> None:
-        self.calls = GuidedCalls(self.runtime)
+        self.calls = GuidedCalls(self.runs.runtime)
 
     def take(self, pipe: Any, blocks: Any) -> None:
         """Listen to the guiders and the loops."""
@@ -106,15 +105,15 @@ class _Run:
         self.calls.leave()
 
     def _begin_loop(self, num_steps: int | None) -> End:
-        scope, loop = self.runtime.scopes.get(), object()
+        scope, loop = self.runs.runtime.scopes.get(), object()
         if scope is not None and scope.run is not None:
-            scope.run.num_steps = num_steps
+            scope.run.num_steps = self.runs.num_calls(num_steps)
         self.open_loops.add(loop)
 
         def end() -> None:
             if loop in self.open_loops and scope is not None:
                 self.open_loops.remove(loop)
-                self.runtime.forget(scope.name)
+                self.runs.runtime.forget(scope.name)
 
         return end
 

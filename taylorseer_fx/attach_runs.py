@@ -86,7 +86,7 @@ class PipelineRuns:
         index = self.indices.setdefault(scheduler_type, StepIndex(self._step_index))
         index.begin()
         scopes = self.runtime.scopes
-        leave = scopes.begin(Scope(self.name, run=Run(index, self._num_calls(num_steps)), is_stream=False))
+        leave = scopes.begin(Scope(self.name, run=Run(index, self.num_calls(num_steps)), is_stream=False))
         entered = scopes.get()
         assert entered is not None
 
@@ -101,7 +101,7 @@ class PipelineRuns:
         self.open_runs.append(end)
         return end
 
-    def _num_calls(self, num_steps: int | None) -> int | None:
+    def num_calls(self, num_steps: int | None) -> int | None:
         """The times at which a run of ``num_steps`` steps calls the model: a scheduler of higher order has several a step."""
         scheduler: Any = getattr(self.pipe(), "scheduler", None)
         if num_steps is None or getattr(scheduler, "order", 1) == 1:

@@ -170,6 +170,9 @@ def _check(
     for count in full_steps:
         if not isinstance(count, int) or isinstance(count, bool) or not 2 <= count <= num_steps:
             raise ConfigError("full_steps", f"numbers of full steps, 2 to {num_steps}", count)
+    if backend.config.memory_budget is not None:
+        hint = "A budget chooses the granularity by itself."
+        raise ConfigError("memory_budget", "left out of a backend that is calibrated", backend.config.memory_budget, hint)
     highest = min(backend.config.storage.num_buffers - 1, MAX_ORDER)
     for order in orders:
         if not isinstance(order, int) or isinstance(order, bool) or not 0 <= order <= highest:

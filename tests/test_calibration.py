@@ -118,6 +118,11 @@ class TestCalibrate:
             calibrate(**{"run": run, "backend": backend, "num_steps": NUM_STEPS, "full_steps": (4,)} | arguments)
         assert str(raised.value).startswith(message)
 
+    def test_a_budget(self):
+        backend, run = subject(memory_budget=10**9)
+        with pytest.raises(ConfigError, match="memory_budget must be left out of a backend that is calibrated"):
+            calibrate(run, backend, NUM_STEPS, full_steps=(4,))
+
     def test_a_run_that_makes_something_else(self):
         backend, run = subject()
         sizes = iter(range(1, 100))
