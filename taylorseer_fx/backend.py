@@ -245,7 +245,7 @@ class TaylorSeerBackend:
             run = Dispatcher(runtime, info, variants, steps.layout, steps.coefficient_dtype)
         runtime.counters.compiles += len(steps.variants)
         compiled = CompiledGraph(steps.passes, steps.numbers, origin.graph_break)
-        self._planned.check_graph(compiled.numbers)
+        self._planned.check_graph(lambda: compiled.numbers)
         self._compiled_graphs.append(compiled)
         runtime.clock.has_time_inputs |= steps.inputs.has_time
         return run

@@ -114,7 +114,7 @@ class PlanFile:
             content = json.loads(text)
             schema = content["schema"]
         except (ValueError, KeyError, TypeError):
-            raise ConfigError("plan", "a file that calibrate wrote", where, "It is no JSON of one, or was cut off.") from None
+            raise ConfigError("plan", "a file that calibrate wrote", where, "It is no JSON of one, or not all of it.") from None
         if schema != SCHEMA:
             raise ConfigError("plan", f"a plan file of version {SCHEMA}", where, f"It is of version {schema!r}; calibrate anew.")
         try:

@@ -38,11 +38,13 @@ class PlannedRuns:
             return self.config.schedule
         return Listed(plan.list_for(self.config.speedup), plan.num_steps, self._of_another_length)
 
-    def check_graph(self, numbers: GraphNumbers) -> None:
-        """Raises:
-        ConfigError: a graph with regions was compiled that the plan is not for.
+    def check_graph(self, count: Callable[[], GraphNumbers]) -> None:
+        """``count`` is called only if there is a plan: counting takes seconds for a large graph.
+
+        Raises:
+            ConfigError: a graph with regions was compiled that the plan is not for.
         """
-        if self.config.plan is not None and numbers.regions:
+        if self.config.plan is not None and (numbers := count()).regions:
             self._say(self.config.plan.differences(signature_of(numbers)))
 
     def check_run(self, pipe: Any) -> None:

@@ -1,18 +1,29 @@
 """The versions that a report or a plan was made with."""
 
 import platform
-
-import diffusers
-import torch
-
-from taylorseer_fx.version import __version__
+import re
+from importlib.metadata import PackageNotFoundError, requires, version
 
 
 def versions() -> dict[str, str]:
-    """Of this package, torch, diffusers and Python."""
-    return {
-        "taylorseer_fx": __version__,
-        "torch": torch.__version__,
-        "diffusers": diffusers.__version__,
-        "Python": platform.python_version(),
-    }
+    """Of this package, what it depends on, and Python, by name."""
+    found = {"taylorseer_fx": _version("taylorseer-fx")}
+    for requirement in _requirements():
+        found[requirement] = _version(requirement)
+    return {**found, "Python": platform.python_version()}
+
+
+def _requirements() -> list[str]:
+    """The packages that this one cannot do without."""
+    try:
+        texts = [text for text in requires("taylorseer-fx") or [] if "extra ==" not in text]
+    except PackageNotFoundError:  # used from its sources
+        texts = ["torch"]
+    return [match.group() for text in texts if (match := re.match(r"[\w-]+", text))]
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "unknown"

@@ -62,7 +62,7 @@ class TestFile:
     @pytest.mark.parametrize(
         ("damage", "message"),
         [
-            (lambda text: text[: len(text) // 2], "It is no JSON of one, or was cut off"),
+            (lambda text: text[: len(text) // 2], "It is no JSON of one, or not all of it"),
             (lambda text: "", "It is no JSON of one"),
             (lambda text: "[1, 2]", "It is no JSON of one"),
             (lambda text: text.replace('"schema": 1', '"schema": 2'), "a plan file of version 1, got .* It is of version 2"),

@@ -25,6 +25,7 @@ import taylorseer_fx.runtime
 import taylorseer_fx.traced
 from taylorseer_fx import NoRegionsError, TaylorSeerBackend, TaylorSeerWarning, taylorseer_backend
 from taylorseer_fx.config import BackendConfig
+from taylorseer_fx.plan_file import PlanFile
 from tests.warm_worker import Model, run
 
 pytestmark = pytest.mark.inductor
@@ -110,27 +111,32 @@ def test_what_the_tag_depends_on():
     gm = fx.symbolic_trace(nn.ReLU())
     others: dict[str, Any] = {
         "order": 2,
+        "history": 3,
         "buffer_dtype": torch.bfloat16,
         "granularity": "stack",
         "memory_budget": 1,
         "on_no_regions": "warn",
         "disabled_passes": ["narrow"],
     }
-    the_same: dict[str, Any] = {
-        "interval": 2,
-        "warmup": 1,
-        "full_steps": [0, 3],
-        "cuda_graphs": False,
-        "compiler_options": {"epilogue_fusion": False},
-    }
-    assert {field.name for field in fields(BackendConfig)} == {*others, *the_same, "compiler"}
+    the_same: list[dict[str, Any]] = [
+        {"interval": 2},
+        {"warmup": 1},
+        {"full_steps": [0, 3]},
+        {"speedup": 2, "num_steps": 10},
+        {"plan": PlanFile(10, 1, "module", ((0, 3),), ()), "plan_mismatch": "warn"},
+        {"forecaster": "newton"},
+        {"cuda_graphs": False},
+        {"compiler_options": {"epilogue_fusion": False}},
+    ]
+    named = {name for given in the_same for name in given}
+    assert {field.name for field in fields(BackendConfig)} == {*others, *named, "compiler"}
     settings = [{}, *({name: value} for name, value in others.items())]
     tags = [taylorseer_fx.cache.cache_tag(gm, BackendConfig(**given)) for given in settings]
     tags.append(taylorseer_fx.cache.cache_tag(gm, BackendConfig(), "model.py:3"))
     assert None not in tags
     assert len(set(tags)) == len(tags)
-    for name, value in the_same.items():
-        assert taylorseer_fx.cache.cache_tag(gm, BackendConfig(**{name: value})) == tags[0]
+    for given in the_same:
+        assert taylorseer_fx.cache.cache_tag(gm, BackendConfig(**given)) == tags[0]
     assert taylorseer_fx.cache.cache_tag(gm, BackendConfig(compiler="eager")) is None
 
 
