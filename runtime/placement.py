@@ -6,13 +6,14 @@ placed      F T T T F T T T T F T T T T F T T T T F ...            10 of 50, ``s
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from math import ceil
 
 from taylorseer_fx.errors import ConfigError
 from taylorseer_fx.runtime.schedule import Schedule
 
 LEADING = 1  # steps in full before the gaps begin to grow
-GROWTH = 0.1  # how fast they do, once there is room: the exponent of the default is up to 1 + GROWTH
+GROWTH = 0.1  # how fast they do, where there is room for it: the exponent of the default is up to 1 + GROWTH
 MARGIN = 0.35  # of a gap: how far behind the last full step the run would have the next one
 
 
@@ -70,9 +71,10 @@ def place(
         num_full: 1 to ``num_steps``.
         leading: full steps at the beginning.
         exponent: at least 1; step ``i`` of the ``n`` others stands at ``((i + 1) / (n + margin)) ** exponent`` of the rest. None
-            is even where the mean gap is up to two steps, and grows from there to three.
+            grows from 1, for a mean gap of two steps, to 1.1 for one of three; below two, gaps of one step come first.
         margin: above 0, and then the last step is not a full one.
     """
+    is_dense = exponent is None and num_steps < 2 * num_full
     if exponent is None:
         exponent = 1 + GROWTH * min(max(num_steps / num_full - 2, 0.0), 1.0)
     leading = min(leading, num_full)
@@ -82,7 +84,8 @@ def place(
     steps = list(range(leading))
     for i, where in enumerate(ideal):  # each one behind the last, and with room for those that follow
         steps.append(min(max(round(where), steps[-1] + 1), num_steps - others + i))
-    return tuple(steps)
+    gaps = [after - before for before, after in pairwise(steps)]
+    return tuple(accumulate(sorted(gaps) if is_dense else gaps, initial=0))
 
 
 AnySchedule = Schedule | Placement | Listed

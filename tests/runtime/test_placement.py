@@ -38,6 +38,18 @@ def test_gaps_grow(count):
     assert all(later >= earlier - 1 for i, earlier in enumerate(gaps) for later in gaps[i:])
 
 
+@pytest.mark.parametrize(
+    ("num_steps", "num_full", "expected"),
+    [
+        pytest.param(50, 10, (0, 4, 9, 14, 19, 25, 30, 36, 41, 47), id="growing"),
+        pytest.param(20, 10, tuple(range(0, 20, 2)), id="even"),
+        pytest.param(10, 7, (0, 1, 2, 3, 5, 7, 9), id="gaps-of-one-first"),
+    ],
+)
+def test_default(num_steps, num_full, expected):
+    assert place(num_steps, num_full) == expected
+
+
 @given(LENGTHS, SPEEDUPS)
 def test_number_of_full_steps(num_steps, speedup):
     """``ceil(num_steps / speedup)``: never a smaller speed-up than asked for by a step more than that."""
