@@ -141,7 +141,7 @@ def calibrate(
         on_trial: told a line of text for each run.
 
     Raises:
-        ConfigError: an argument is wrong, ``run`` makes other samples each time, or it has other numbers of steps.
+        ConfigError: an argument is wrong, ``run`` makes samples of other shapes each time, or it has another number of steps.
     """
     orders = (backend.config.order,) if orders is None else tuple(orders)
     granularities = (backend.config.granularity,) if granularities is None else tuple(granularities)
@@ -173,10 +173,12 @@ def _check(
     if backend.config.memory_budget is not None:
         hint = "A budget chooses the granularity by itself."
         raise ConfigError("memory_budget", "left out of a backend that is calibrated", backend.config.memory_budget, hint)
-    highest = min(backend.config.storage.num_buffers - 1, MAX_ORDER)
+    storage = backend.config.storage
+    highest = storage.order if storage.keeps_differences else min(storage.num_buffers - 1, MAX_ORDER)
+    lowest = storage.order if storage.keeps_differences else 0  # of differences, each order has a graph of its own
     for order in orders:
-        if not isinstance(order, int) or isinstance(order, bool) or not 0 <= order <= highest:
-            raise ConfigError("orders", f"0 to {highest}, the highest that the backend has buffers for", order)
+        if not isinstance(order, int) or isinstance(order, bool) or not lowest <= order <= highest:
+            raise ConfigError("orders", f"{lowest} to {highest}, which the backend has buffers for", order)
     for granularity in granularities:
         if granularity not in GRANULARITIES:
             raise ConfigError("granularities", "of " + " and ".join(map(repr, GRANULARITIES)), granularity)
@@ -189,7 +191,7 @@ def _granularity(backend: TaylorSeerBackend, granularity: str) -> Iterator[None]
         yield
         return
     before = backend.config
-    backend.config = replace(before, granularity=granularity, memory_budget=None)
+    backend.config = replace(before, granularity=granularity)
     torch.compiler.reset()
     backend.reset()
     try:
@@ -313,7 +315,7 @@ def _cost(gram: Matrix, steps: Sequence[int]) -> float:
 
 
 def _mean(values: Sequence[float]) -> float:
-    """The mean of decibels; equal samples count as much as the paper's best, so that one does not hide all others."""
+    """The mean of decibels; a sample that is equal counts as 100, so that it does not hide the others."""
     return float(np.mean([min(value, 100.0) for value in values]))
 
 

@@ -118,6 +118,13 @@ class TestCalibrate:
             calibrate(**{"run": run, "backend": backend, "num_steps": NUM_STEPS, "full_steps": (4,)} | arguments)
         assert str(raised.value).startswith(message)
 
+    def test_buffers_of_eight_bits(self):
+        """These are differences, whose number is the order."""
+        backend, run = subject(order=2, buffer_dtype=torch.float8_e5m2)
+        with pytest.raises(ConfigError, match="orders must be 2 to 2, which the backend has buffers for, got 1"):
+            calibrate(run, backend, NUM_STEPS, full_steps=(4,), orders=(1,))
+        assert calibrate(run, backend, NUM_STEPS, full_steps=(4,), moves=0).settings() == [(4, 2, "module")]
+
     def test_a_budget(self):
         backend, run = subject(memory_budget=10**9)
         with pytest.raises(ConfigError, match="memory_budget must be left out of a backend that is calibrated"):
