@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import DiTTransformer2DModel, FluxTransformer2DModel, SD3Transformer2DModel
-from torch import nn
+from torch import fx, nn
 
 from taylorseer_fx import ConfigError, NoRegionsError, plan, planning
 from taylorseer_fx.config import BackendConfig
@@ -299,12 +299,14 @@ class RecordPasses:
 
     def __init__(self, original: Any) -> None:
         self.original = original
-        self.traced: tuple[Any, ...] = ()
+        self.traced: fx.GraphModule
+        self.arguments: dict[str, Any] = {}
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        self.traced = args[:2]
-        return self.original(*args, **kwargs)
+    def __call__(self, traced: fx.GraphModule, **arguments: Any) -> Any:
+        self.traced, self.arguments = traced, arguments
+        return self.original(traced, **arguments)
 
     def again(self, **settings: Any) -> GraphNumbers:
         config = BackendConfig(**settings)
-        return count(self.original(*self.traced, config.storage, config.selection), config.storage)
+        other = {"storage": config.storage, "selection": config.selection}
+        return count(self.original(self.traced, **self.arguments | other), config.storage)
