@@ -4,9 +4,10 @@ model = torch.compile(model, backend=taylorseer_backend(order=2))
 """
 
 from taylorseer_fx.backend import Stats, TaylorSeerBackend, taylorseer_backend
-from taylorseer_fx.calibration import Calibration, Trial, calibrate
+from taylorseer_fx.calibration import Calibration, calibrate
 from taylorseer_fx.errors import ConfigError, NoRegionsError, NothingCompiledError, PassError, TaylorSeerError, TaylorSeerWarning
 from taylorseer_fx.explain import Report
+from taylorseer_fx.judging import Trial
 from taylorseer_fx.numbers import FeatureInfo, RegionInfo
 from taylorseer_fx.plan_file import PlanFile
 from taylorseer_fx.planning import Plan, plan

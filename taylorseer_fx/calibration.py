@@ -9,11 +9,9 @@ The paper's schedule is among the candidates wherever it has that number of full
 never worse. A list is chosen by the mean over samples, unless its worst sample is much worse than the paper's.
 """
 
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,38 +19,16 @@ import torch
 from taylorseer_fx.backend import TaylorSeerBackend
 from taylorseer_fx.config import GRANULARITIES, MAX_ORDER
 from taylorseer_fx.errors import ConfigError
+from taylorseer_fx.judging import Judge, OnTrial, Run, Trial, best_of, mean_of, on_held_out, papers_of
 from taylorseer_fx.plan_file import GraphSignature, PlanFile, RunSignature
 from taylorseer_fx.planned import signature_of
-from taylorseer_fx.runtime.placement import place
-from taylorseer_fx.runtime.schedule import Schedule
 from taylorseer_fx.runtime.state import StreamState
-from taylorseer_fx.samples import Sample, decibels, samples_of
-from taylorseer_fx.search import Matrix, family, neighbours, programmed
+from taylorseer_fx.samples import Sample, samples_of
+from taylorseer_fx.search import Matrix
 from taylorseer_fx.trials import IN_FULL, trying
 from taylorseer_fx.versions import versions
 
-WARMUPS = (3, 2, 1)  # of the paper's schedules: for FLUX, DiT and HunyuanVideo
-TOLERATED = 1.0  # dB that the worst sample may be below the paper's worst
 SKETCH = 2**14  # elements of a buffer that the Gram matrices are taken over
-
-Run = Callable[[], Any]
-OnTrial = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Trial:
-    """A list of full steps that was run: decibels against the run in full, mean over samples and worst sample."""
-
-    full_steps: tuple[int, ...]
-    order: int
-    granularity: str
-    source: str
-    mean_db: float
-    worst_db: float
-
-    @property
-    def num_full(self) -> int:
-        return len(self.full_steps)
 
 
 @dataclass(frozen=True)
@@ -75,11 +51,11 @@ class Calibration:
 
     def best(self, num_full: int, order: int, granularity: str) -> Trial:
         """The trial to use."""
-        return _best(self.of(num_full, order, granularity))
+        return best_of(self.of(num_full, order, granularity))
 
     def papers(self, num_full: int, order: int, granularity: str) -> Trial | None:
         """The paper's schedule, if it has that number of full steps."""
-        return _papers(self.of(num_full, order, granularity))
+        return papers_of(self.of(num_full, order, granularity))
 
     def plan(self, order: int | None = None, granularity: str | None = None) -> PlanFile:
         """The lists to use, with what they were found for; of the order and granularity of the best mean, unless these are given.
@@ -94,7 +70,7 @@ class Calibration:
             raise ConfigError("order, granularity", there, (order, granularity))
         numbers = sorted({trial.num_full for trial in self.trials})
         best = {pair: [self.best(number, *pair) for number in numbers] for pair in chosen}
-        pair = max(chosen, key=lambda pair: _mean([trial.mean_db for trial in best[pair]]))
+        pair = max(chosen, key=lambda pair: mean_of([trial.mean_db for trial in best[pair]]))
         return PlanFile(
             num_steps=self.num_steps,
             order=pair[0],
@@ -108,13 +84,14 @@ class Calibration:
 
     def _point(self, trial: Trial) -> dict[str, float | None]:
         paper = self.papers(trial.num_full, trial.order, trial.granularity)
-        return {
-            "num_full": trial.num_full,
-            "mean_db": round(trial.mean_db, 2),
-            "worst_db": round(trial.worst_db, 2),
-            "paper_mean_db": round(paper.mean_db, 2) if paper is not None else None,
-            "paper_worst_db": round(paper.worst_db, 2) if paper is not None else None,
-        }
+        return {"num_full": trial.num_full, **_decibels("", trial), **(_decibels("paper_", paper) if paper is not None else {})}
+
+
+def _decibels(name: str, trial: Trial) -> dict[str, float | None]:
+    values = dict(zip(("mean_db", "worst_db"), (trial.mean_db, trial.worst_db), strict=True))
+    if trial.held_out is not None:
+        values |= dict(zip(("held_out_mean_db", "held_out_worst_db"), trial.held_out, strict=True))
+    return {name + key: round(value, 2) for key, value in values.items()}
 
 
 def calibrate(
@@ -125,6 +102,7 @@ def calibrate(
     orders: Sequence[int] | None = None,
     granularities: Sequence[str] | None = None,
     moves: int = 4,
+    held_out: Run | None = None,
     on_trial: OnTrial = lambda _: None,
 ) -> Calibration:
     """Find the lists of full steps that bring ``run`` nearest to its result in full.
@@ -138,6 +116,8 @@ def calibrate(
         orders: up to that of the backend, whose own is the default.
         granularities: "module", "stack" or both; the default is the backend's own. Another one is compiled for it.
         moves: rounds in which single full steps of the best list are moved by one; each takes up to four runs.
+        held_out: makes other samples than ``run``, by other noise and prompts, which nothing is chosen by. The lists found, and
+            the paper's, are judged by them too; the plan's curve holds both.
         on_trial: told a line of text for each run.
 
     Raises:
@@ -154,11 +134,15 @@ def calibrate(
             recorder = _Recorder(num_steps, backend.config.storage.num_buffers)
             on_trial(f"{granularity}: in full")
             reference = _in_full(run, backend, recorder, runs)
+            unseen = _plainly_in_full(held_out, backend) if held_out is not None else None
             graphs[granularity] = tuple(dict.fromkeys(map(signature_of, backend.numbers(granularity))))
             for order in orders:
-                judge = _Judge(run, backend, reference, order, granularity, num_steps, on_trial)
+                judge = Judge(run, backend, reference, order, granularity, num_steps, on_trial)
                 for num_full in sorted(set(full_steps), reverse=True):
-                    trials += judge.search(num_full, recorder.gram, moves)
+                    found = judge.search(num_full, recorder.gram, moves)
+                    if held_out is not None and unseen is not None:
+                        found = on_held_out(found, Judge(held_out, backend, unseen, order, granularity, num_steps, on_trial))
+                    trials += found
     return Calibration(num_steps, tuple(trials), graphs, runs[0] if runs else None)
 
 
@@ -218,6 +202,11 @@ def _in_full(run: Run, backend: TaylorSeerBackend, recorder: "_Recorder", runs: 
     return reference
 
 
+def _plainly_in_full(run: Run, backend: TaylorSeerBackend) -> list[Sample]:
+    with trying(backend, IN_FULL):
+        return samples_of(run())
+
+
 class _Recorder:
     """The Gram matrix of all features of a run, over a part of their elements, summed over streams and samples."""
 
@@ -242,89 +231,3 @@ class _Recorder:
 def _part(buffer: torch.Tensor) -> torch.Tensor:
     flat = buffer.detach().flatten()
     return flat[:: -(-len(flat) // SKETCH)].float()
-
-
-class _Judge:
-    """Runs lists and says how near they come; of one order and granularity."""
-
-    def __init__(
-        self,
-        run: Run,
-        backend: TaylorSeerBackend,
-        reference: list[Sample],
-        order: int,
-        granularity: str,
-        num_steps: int,
-        on_trial: OnTrial,
-    ) -> None:
-        self._run, self._backend, self._reference, self._on_trial = run, backend, reference, on_trial
-        self._order, self._granularity, self._num_steps = order, granularity, num_steps
-        self._done: dict[tuple[int, ...], Trial] = {}
-
-    def search(self, num_full: int, gram: Matrix, moves: int) -> list[Trial]:
-        """Try both searches for ``num_full`` full steps, then move single steps of the best list."""
-        candidates = [("paper", steps) for steps in papers_lists(self._num_steps, num_full)]
-        candidates.append(("default", place(self._num_steps, num_full)))
-        candidates += [("family", steps) for steps in family(self._num_steps, num_full)]
-        candidates += [("program", steps) for steps in programmed(gram, num_full)]
-        found = [self._try(*each) for each in candidates if each[1] not in self._done]
-        for _ in range(moves):
-            best = _best(found)
-            moved = [steps for steps in neighbours(best.full_steps, self._num_steps) if steps not in self._done]
-            order = np.argsort([_cost(gram, steps) for steps in moved])[:4]
-            found += [self._try("moved", moved[i]) for i in order]
-            if _best(found) is best:
-                break
-        return found
-
-    def _try(self, source: str, steps: tuple[int, ...]) -> Trial:
-        with trying(self._backend, Schedule(full_steps=steps, num_steps=self._num_steps), self._order):
-            each = decibels(samples_of(self._run()), self._reference)
-        trial = Trial(steps, self._order, self._granularity, source, _mean(each), min(each))
-        self._done[steps] = trial
-        self._on_trial(
-            f"{self._granularity}, order {self._order}, {len(steps)} full, {source}: "
-            f"{trial.mean_db:.1f} dB (worst {trial.worst_db:.1f}) {list(steps)}"
-        )
-        return trial
-
-
-def papers_lists(num_steps: int, num_full: int) -> Iterator[tuple[int, ...]]:
-    """The paper's schedules, by interval and warm-up, of ``num_full`` full steps; the one with the longest warm-up first."""
-    found = []
-    for warmup in WARMUPS:
-        for interval in range(1, num_steps + 1):
-            steps = tuple(Schedule(interval, warmup).full_steps_of(num_steps))
-            if len(steps) == num_full:
-                found.append(steps)
-                break
-    yield from dict.fromkeys(found)
-
-
-def _cost(gram: Matrix, steps: Sequence[int]) -> float:
-    """Summed squared error of lines between ``steps``."""
-    total = 0.0
-    for i in range(1, len(steps)):
-        p, q, end = steps[i - 1], steps[i], steps[i + 1] if i + 1 < len(steps) else len(gram)
-        for t in range(q + 1, end):
-            new = 1 + (t - q) / (q - p)
-            row = np.zeros(len(gram))
-            row[[p, q, t]] = 1 - new, new, -1.0
-            total += float(row @ gram @ row)
-    return total
-
-
-def _mean(values: Sequence[float]) -> float:
-    """The mean of decibels; a sample that is equal counts as 100, so that it does not hide the others."""
-    return float(np.mean([min(value, 100.0) for value in values]))
-
-
-def _papers(trials: Sequence[Trial]) -> Trial | None:
-    return next((trial for trial in trials if trial.source == "paper"), None)
-
-
-def _best(trials: Sequence[Trial]) -> Trial:
-    paper = _papers(trials)
-    floor = paper.worst_db - TOLERATED if paper is not None else -math.inf
-    allowed = [trial for trial in trials if trial.worst_db >= floor] or list(trials)
-    return max(allowed, key=lambda trial: trial.mean_db)

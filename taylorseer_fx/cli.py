@@ -8,13 +8,15 @@ from pathlib import Path
 
 from taylorseer_fx.version import __version__
 
+MODELS = ("digits", "fashion")  # with trained weights in the package; ``taylorseer_fx.shipped`` has them
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status."""
     parser = argparse.ArgumentParser(prog="taylorseer-fx", description="Forecast most steps of a Diffusion Transformer.")
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", required=True)
-    for add in (_add_demo, _add_plan, _add_bench):
+    for add in (_add_demo, _add_plan, _add_calibrate, _add_bench):
         add(commands)
     args = parser.parse_args(argv)
     run: Callable[[argparse.Namespace], int] = args.run
@@ -28,7 +30,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _add_demo(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    demo = commands.add_parser("demo", help="generate digits three ways, and show time and pictures side by side")
+    demo = commands.add_parser("demo", help="generate pictures three ways, and show time and pictures side by side")
+    demo.add_argument("--model", choices=MODELS, default=MODELS[0], help="one of the two that ship (default: %(default)s)")
     demo.add_argument("--quick", action="store_true", help="fewer pictures and steps")
     demo.add_argument(
         "--out", type=Path, default=Path("taylorseer-demo.png"), help="where the picture goes (default: %(default)s)"
@@ -42,9 +45,9 @@ def _demo(args: argparse.Namespace) -> int:
 
     with _without_torchao():
         from taylorseer_fx.demo.main import run_demo
-        from taylorseer_fx.demo.runs import DemoConfig
+        from taylorseer_fx.demo.runs import demo_config
 
-    run_demo(DemoConfig(num_steps=20, rows=1) if args.quick else DemoConfig(), args.out, Console(), args.json)
+    run_demo(demo_config(args.model, args.quick), args.out, Console(), args.json)
     return 0
 
 
@@ -59,6 +62,39 @@ def _add_plan(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -
     plan.add_argument("--speedup", type=float, help="steps over full steps, in growing gaps, in place of all three")
     plan.add_argument("--buffer-dtype", help="of the buffers, such as bfloat16 (default: the features' own)")
     plan.set_defaults(run=_plan)
+
+
+def _add_calibrate(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    calibrate = commands.add_parser(
+        "calibrate", help="find where the full steps of a shipped model should stand, and keep a plan"
+    )
+    calibrate.add_argument("model", choices=MODELS, nargs="?", default=MODELS[0], help="default: %(default)s")
+    calibrate.add_argument("--steps", type=int, default=50, help="denoising steps (default: %(default)s)")
+    calibrate.add_argument(
+        "--full", type=_step_list, default=(8, 10, 12, 16), metavar="8,10,...", help="numbers of full steps (default: 8,10,12,16)"
+    )
+    calibrate.add_argument("--order", type=int, default=1, help="of the polynomial (default: %(default)s)")
+    calibrate.add_argument("--granularity", choices=("module", "stack"), default="module", help="default: %(default)s")
+    calibrate.add_argument("--guidance", type=float, default=2.0, help="scale (default: %(default)s)")
+    calibrate.add_argument("--samples", type=int, default=20, help="pictures to choose by, as many to check on (default: 20)")
+    calibrate.add_argument("--out", type=Path, help="the plan file (default: MODEL.plan.json)")
+    calibrate.set_defaults(run=_calibrate)
+
+
+def _calibrate(args: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from taylorseer_fx.errors import ConfigError
+
+    with _without_torchao():
+        from taylorseer_fx.calibrate_command import Job, run_calibrate
+    job = Job(args.model, args.steps, args.full, args.order, args.granularity, args.guidance, args.samples)
+    try:
+        run_calibrate(job, args.out or Path(f"{args.model}.plan.json"), Console())
+    except ConfigError as error:
+        print(f"taylorseer-fx calibrate: {error}", file=sys.stderr)
+        return 2
+    return 0
 
 
 def _step_list(text: str) -> tuple[int, ...]:

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from taylorseer_fx import ConfigError, TaylorSeerBackend, taylorseer_backend
-from taylorseer_fx.calibration import Calibration, calibrate, papers_lists
+from taylorseer_fx.calibration import Calibration, calibrate
+from taylorseer_fx.judging import papers_lists
 from taylorseer_fx.runtime.schedule import Schedule
 from taylorseer_fx.samples import decibels, samples_of
 from taylorseer_fx.search import cheapest, family, line_errors, neighbours, programmed, reuse_errors
@@ -87,6 +88,27 @@ class TestCalibrate:
         assert lines[0] == "module: in full"
         assert len(lines) == 1 + len(found.trials)
         assert lines[1].startswith("module, order 1, 6 full, paper: ")
+
+    def test_held_out_samples_choose_nothing(self):
+        """The best list and the paper's are judged by them, too: as a run by hand judges."""
+        backend, run = subject()
+
+        def unseen() -> Tensor:
+            return run().flip(0) * 2 + run()
+
+        plainly = calibrate(run, backend, NUM_STEPS, full_steps=(4,), moves=0)
+        found = calibrate(run, backend, NUM_STEPS, full_steps=(4,), moves=0, held_out=unseen)
+        assert [trial.full_steps for trial in found.trials] == [trial.full_steps for trial in plainly.trials]
+        best, paper = found.best(4, 1, "module"), found.papers(4, 1, "module")
+        assert [trial for trial in found.trials if trial.held_out is not None] == [paper, best]
+        with trying(backend, IN_FULL):
+            reference = samples_of(unseen())
+        with trying(backend, Schedule(full_steps=best.full_steps, num_steps=NUM_STEPS)):
+            each = decibels(samples_of(unseen()), reference)
+        assert best.held_out == (pytest.approx(np.mean(each)), pytest.approx(min(each)))
+        point = found.plan().curve[0]
+        assert point["held_out_mean_db"] == pytest.approx(np.mean(each), abs=0.01)
+        assert point["paper_held_out_mean_db"] == pytest.approx(paper.held_out[0], abs=0.01)
 
     def test_another_granularity(self):
         """It is compiled for it, and the backend's own is compiled again afterwards."""

@@ -15,8 +15,9 @@ from taylorseer_fx.demo import main as demo
 from taylorseer_fx.demo import runs
 from taylorseer_fx.demo.quality import psnr
 from taylorseer_fx.demo.results import measure
-from taylorseer_fx.demo.runs import DemoConfig, Run
+from taylorseer_fx.demo.runs import DemoConfig, Run, demo_config
 from taylorseer_fx.digits.judge import load_real_digits
+from taylorseer_fx.shipped import DIGITS, FASHION, SHIPPED
 
 
 def test_psnr_of_a_known_error():
@@ -51,9 +52,10 @@ def test_rows_come_from_the_runs():
     assert 30 < row.psnr_db < math.inf
 
 
-def test_demo_writes_picture_table_and_numbers(tmp_path, monkeypatch):
+@pytest.mark.parametrize("model", list(SHIPPED))
+def test_demo_writes_picture_table_and_numbers(model, tmp_path, monkeypatch):
     """Everything but the compiling: the eager model takes all three places."""
-    config = DemoConfig(num_steps=2, rows=1)
+    config = DemoConfig(SHIPPED[model], num_steps=2, rows=1)
     monkeypatch.setattr(demo, "compiled", runs.eager)
     monkeypatch.setattr(demo, "forecast", runs.eager)
     console = Console(record=True, width=100, file=io.StringIO())
@@ -62,7 +64,14 @@ def test_demo_writes_picture_table_and_numbers(tmp_path, monkeypatch):
     content = json.loads((tmp_path / "demo.json").read_text())
     assert content["schedule"] == "FF"
     assert [row["name"] for row in content["rows"]] == ["eager", "eager", "eager"]
-    assert "forecast step, ms" in console.export_text()
+    shown = console.export_text()
+    assert "forecast step, ms" in shown
+    assert SHIPPED[model].title in shown
+
+
+def test_demo_of_a_model_by_its_name():
+    assert demo_config("digits") == DemoConfig(DIGITS)
+    assert demo_config("fashion", quick=True) == DemoConfig(FASHION, num_steps=20, rows=1)
 
 
 FIRST_SCREEN = """

@@ -18,8 +18,8 @@ from taylorseer_fx.demo.runs import DemoConfig, compiled, eager, forecast, gener
 def run_demo(config: DemoConfig, out: Path, console: Console, json_out: Path | None = None) -> None:
     """Generate three ways, print the table, write the picture to ``out`` and the numbers to ``json_out``."""
     console.print(
-        f"{len(config.labels)} digits, {config.num_steps} DDIM steps with guidance, from the same noise, three ways "
-        f"(torch {torch.__version__}, {torch.get_num_threads()} CPU threads)"
+        f"{config.model.title}: {len(config.labels)} pictures, {config.num_steps} steps with guidance, from the same noise, "
+        f"three ways (torch {torch.__version__}, {torch.get_num_threads()} CPU threads)"
     )
     columns = (SpinnerColumn(), TextColumn("{task.description:<34}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console) as bars:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from taylorseer_fx.demo.runs import Run
-from taylorseer_fx.digits import NUM_CLASSES
+from taylorseer_fx.shipped import NUM_CLASSES
 
 BRIGHTEST_DIFFERENCE = 0.5  # the colour scale of the last panel ends here
 
@@ -37,7 +37,7 @@ def _panel(axis: Any, grid: Tensor, title: str, colours: str, low: float, high: 
 
 
 def _grid(samples: Tensor, paper: float) -> Tensor:
-    """``[rows * classes, 1, 8, 8]`` to one picture, a digit every ten pixels."""
+    """``[rows * classes, 1, side, side]`` to one picture, with a border of a pixel about each."""
     rows = len(samples) // NUM_CLASSES
-    padded = pad(samples.view(rows, NUM_CLASSES, 8, 8), (1, 1, 1, 1), value=paper)
-    return padded.permute(0, 2, 1, 3).reshape(rows * 10, NUM_CLASSES * 10)
+    padded = pad(samples.view(rows, NUM_CLASSES, *samples.shape[2:]), (1, 1, 1, 1), value=paper)
+    return padded.permute(0, 2, 1, 3).reshape(rows * padded.shape[2], NUM_CLASSES * padded.shape[3])

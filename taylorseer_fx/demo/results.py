@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 from taylorseer_fx.demo.quality import psnr
 from taylorseer_fx.demo.runs import DemoConfig, Run
-from taylorseer_fx.digits.judge import Judge
 from taylorseer_fx.text import format_bytes
 
 HEADINGS = (  # of the cells of a row
@@ -58,7 +57,7 @@ class Row:
 def measure(runs: Sequence[Run], config: DemoConfig) -> list[Row]:
     """A row for each run; the first is eager, the second plain ``torch.compile``."""
     eager, compiled = runs[:2]
-    judge = Judge()
+    judge = config.model.judge()
     return [
         Row(
             name=run.name,

@@ -1,4 +1,4 @@
-"""Generate the same digits from the same noise eagerly, with plain ``torch.compile``, and with forecasting; time every step."""
+"""Generate the same pictures from the same noise eagerly, with plain ``torch.compile``, and with forecasting; time every step."""
 
 import statistics
 import time
@@ -11,15 +11,17 @@ from torch import Tensor
 from torch._inductor.utils import fresh_cache
 
 from taylorseer_fx.backend import TaylorSeerBackend, taylorseer_backend
-from taylorseer_fx.digits import NUM_CLASSES, load_digits_model, sample_digits
-from taylorseer_fx.digits.sampling import Denoiser, denoising_steps
 from taylorseer_fx.runtime.schedule import Schedule
+from taylorseer_fx.shipped import DIGITS, NUM_CLASSES, SHIPPED, Shipped
+
+Denoiser = Callable[..., tuple[Tensor, ...]]
 
 
 @dataclass(frozen=True)
 class DemoConfig:
     """Size of the demo: ``rows`` pictures of each class."""
 
+    model: Shipped = DIGITS
     num_steps: int = 50
     rows: int = 6
     order: int = 1
@@ -38,9 +40,15 @@ class DemoConfig:
         return taylorseer_backend(self.order, self.interval, self.warmup)
 
 
+def demo_config(model: str, quick: bool = False) -> DemoConfig:
+    """The demo of a shipped model: a row or two of pictures if it is the larger one, or if it is to be quick."""
+    rows = 6 if SHIPPED[model] is DIGITS else 2
+    return DemoConfig(SHIPPED[model], num_steps=20, rows=1) if quick else DemoConfig(SHIPPED[model], rows=rows)
+
+
 @dataclass(frozen=True)
 class Run:
-    """One way of generating: the pictures ``[n, 1, 8, 8]`` and the seconds of every step."""
+    """One way of generating: the pictures ``[n, 1, side, side]`` and the seconds of every step."""
 
     name: str
     samples: Tensor
@@ -98,25 +106,25 @@ def start_compiler() -> None:
 
 def eager(config: DemoConfig) -> Contestant:
     """The model as it is."""
-    return _warmed_up(Contestant("eager", load_digits_model(), tuple(range(config.num_steps))), config)
+    return _warmed_up(Contestant("eager", config.model.load(), tuple(range(config.num_steps))), config)
 
 
 def compiled(config: DemoConfig) -> Contestant:
     """Plain ``torch.compile``."""
-    return _warmed_up(Contestant("torch.compile", torch.compile(load_digits_model()), tuple(range(config.num_steps))), config)
+    return _warmed_up(Contestant("torch.compile", torch.compile(config.model.load()), tuple(range(config.num_steps))), config)
 
 
 def forecast(config: DemoConfig) -> Contestant:
     """Ours."""
     backend = config.backend()
     full_steps = config.schedule.full_steps_of(config.num_steps)
-    model = torch.compile(load_digits_model(), backend=backend)
+    model = torch.compile(config.model.load(), backend=backend)
     return _warmed_up(Contestant("taylorseer_fx", model, tuple(full_steps), backend), config)
 
 
 def generate_in_turns(contestants: Sequence[Contestant], config: DemoConfig, on_step: Callable[[], None]) -> list[Run]:
     """All generate the same pictures, each taking a step in turn, so that a slow spell of the machine falls on all of them."""
-    loops = [denoising_steps(contestant, config.labels, num_steps=config.num_steps) for contestant in contestants]
+    loops = [config.model.denoising_steps(contestant, config.labels, num_steps=config.num_steps) for contestant in contestants]
     samples: tuple[Tensor, ...] = ()
     for latents in zip(*loops, strict=True):
         samples = latents
@@ -138,7 +146,7 @@ def _run(contestant: Contestant, samples: Tensor) -> Run:
 def _warmed_up(contestant: Contestant, config: DemoConfig) -> Contestant:
     """Two calls, of which the first compiles: for real, with empty caches, also when the demo ran before."""
     with fresh_cache():
-        sample_digits(contestant, config.labels, num_steps=2)
+        config.model.sample(contestant, config.labels, num_steps=2)
     first, second = contestant.seconds
     contestant.compile_seconds = first - second
     contestant.seconds.clear()
