@@ -216,16 +216,16 @@ class _Recorder:
         self._seen: dict[int, tuple[StreamState, list[torch.Tensor]]] = {}
 
     def __call__(self, state: StreamState, step: int) -> None:
-        self.num_seen = max(self.num_seen, state.first_step + step + 1)
-        if step >= self.num_steps:
+        first, last = state.first_step, state.first_step + step  # of the run: a stream may begin late
+        self.num_seen = max(self.num_seen, last + 1)
+        if last >= self.num_steps:
             return
         _, rows = self._seen.setdefault(id(state), (state, []))
         newest = state.buffers[: len(state.buffers) // self.num_buffers]
         rows.append(torch.cat([_part(buffer) for buffer in newest]))
         products = (torch.stack(rows) @ rows[-1]).double().cpu().numpy()
-        last = len(rows) - 1
-        self.gram[last, : last + 1] += products
-        self.gram[:last, last] += products[:last]
+        self.gram[last, first : last + 1] += products
+        self.gram[first:last, last] += products[:-1]
 
 
 def _part(buffer: torch.Tensor) -> torch.Tensor:

@@ -26,7 +26,7 @@ def test_plan_of_a_shipped_model(model, tmp_path):
 
 def test_wrong_settings_are_named(capsys):
     assert cli.main(["calibrate", "digits", "--samples", "0"]) == 2
-    assert capsys.readouterr().err == "taylorseer-fx calibrate: samples must be at least 1, got 0.\n"
+    assert capsys.readouterr().err == "taylorseer-fx calibrate: samples must be at least 1, got 0\n"
 
 
 def test_unknown_model(capsys):

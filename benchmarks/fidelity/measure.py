@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from benchmarks.fidelity.cells import GRANULARITIES, HEADLINE, PAPER, Cell, calibrations, cells, ways
-from benchmarks.fidelity.subjects import Compiled, Noise, decibels, frechet
+from benchmarks.fidelity.subjects import Compiled, Noise, decibels
 from taylorseer_fx import calibrate
+from taylorseer_fx.bench.frechet import distance_from_real
 from taylorseer_fx.bench.results import describe_machine
 from taylorseer_fx.runtime.schedule import Schedule
 from taylorseer_fx.shipped import Shipped
@@ -127,4 +128,4 @@ class _Runner:
     def _distance(self, num_steps: int, schedule: Schedule) -> dict[str, Any]:
         batches = [Noise(HELD_OUT.seed + 1 + i) for i in range(FRECHET_BATCHES)]
         pictures = torch.cat([self._compiled.draw(noise, num_steps, 2.0, schedule) for noise in batches])
-        return {"num_samples": len(pictures), "frechet": round(frechet(self._compiled.subject, pictures), 3)}
+        return {"num_samples": len(pictures), "frechet": round(distance_from_real(self._compiled.subject, pictures), 3)}

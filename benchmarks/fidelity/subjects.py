@@ -9,8 +9,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from taylorseer_fx import TaylorSeerBackend, taylorseer_backend
-from taylorseer_fx.bench.frechet import distance_of_moments, feature_space, moments
-from taylorseer_fx.fashion.judge import Judge
 from taylorseer_fx.runtime.placement import AnySchedule
 from taylorseer_fx.shipped import DIGITS, FASHION, NUM_CLASSES, Shipped
 from taylorseer_fx.trials import IN_FULL, trying
@@ -18,15 +16,6 @@ from taylorseer_fx.trials import IN_FULL, trying
 MAX_ORDER = 3
 
 SUBJECTS = (DIGITS, FASHION)
-
-
-def frechet(subject: Shipped, pictures: Tensor) -> float:
-    """Distance from the real pictures, in a classifier's features."""
-    if subject is DIGITS:
-        return feature_space().distance(pictures)
-    judge = Judge()
-    real_mean, real_covariance = (each.double().numpy() for each in judge.real_moments())
-    return distance_of_moments(*moments(judge.features(pictures).double().numpy()), real_mean, real_covariance)
 
 
 @dataclass(frozen=True)

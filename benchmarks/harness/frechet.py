@@ -1,7 +1,7 @@
-"""Frechet distance between generated and real digits, in the features of a classifier fitted on the real ones.
+"""Frechet distance between generated and real pictures, in the features of a classifier fitted on the real ones.
 
-Not Inception FID: the pictures are 8x8 and grey, and the features are 32 numbers of a small perceptron. Figures compare with one
-another at the same number of samples, and with nothing else.
+Not Inception FID: the pictures are small and grey, and the features are a few dozen numbers of a small network. Figures compare
+with one another at the same number of samples, and with nothing else.
 """
 
 from functools import cache
@@ -14,6 +14,7 @@ from sklearn.neural_network import MLPClassifier
 from torch import Tensor
 
 from taylorseer_fx.digits.judge import load_real_digits
+from taylorseer_fx.shipped import DIGITS, Shipped
 
 Array = NDArray[np.float64]
 HIDDEN = (64, 32)
@@ -43,6 +44,17 @@ class FeatureSpace:
         order = np.random.default_rng(0).permutation(len(self.real))
         half = len(order) // 2
         return frechet_distance(self.real[order[:half]], self.real[order[half:]])
+
+
+def distance_from_real(model: Shipped, samples: Tensor) -> float:
+    """Frechet distance of a shipped model's pictures from the real ones, in the features of a classifier of these."""
+    if model is DIGITS:
+        return feature_space().distance(samples)
+    from taylorseer_fx.fashion.judge import Judge
+
+    judge = Judge()
+    real_mean, real_covariance = (each.double().numpy() for each in judge.real_moments())
+    return distance_of_moments(*moments(judge.features(samples).double().numpy()), real_mean, real_covariance)
 
 
 @cache

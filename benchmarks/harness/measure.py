@@ -165,15 +165,16 @@ class Bench:
     def _distribution(self, method: Method, runner: Runner) -> dict[str, Any]:
         """Of as many pictures as the settings say; an eager twin draws the same ones as its compiled form, so it is left out."""
         wanted = self.settings.samples
-        if self.judge is None or not wanted or not (method.compiled or isinstance(method, OfficialHooks)):
+        model = self.case.workload.shipped
+        if self.judge is None or model is None or not wanted or not (method.compiled or isinstance(method, OfficialHooks)):
             return {}
-        from taylorseer_fx.bench.frechet import feature_space
+        from taylorseer_fx.bench.frechet import distance_from_real
 
         drawn: list[torch.Tensor] = []
         while sum(map(len, drawn)) < wanted:
             drawn.append(runner.run(seed=len(drawn)))
         samples = torch.cat(drawn)
-        distance = feature_space().distance(samples)
+        distance = distance_from_real(model, samples)
         return {"frechet": distance, "frechet_samples": len(samples), "class_accuracy": self.judge(samples)}
 
 

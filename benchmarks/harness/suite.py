@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from taylorseer_fx.bench import fidelity
 from taylorseer_fx.bench.measure import Bench, MeasureSettings
@@ -11,13 +12,14 @@ from taylorseer_fx.bench.methods.diffusers_caches import FirstBlockCache, MagCac
 from taylorseer_fx.bench.methods.official import OfficialHooks
 from taylorseer_fx.bench.methods.ours import Ours
 from taylorseer_fx.bench.methods.plain import FewerSteps, Plain
+from taylorseer_fx.bench.methods.sea_cache import SeaCache
 from taylorseer_fx.bench.results import Report, WorkloadResult
 from taylorseer_fx.bench.running import Case, Method
 from taylorseer_fx.bench.verdict import verdict
-from taylorseer_fx.bench.workloads import PipelineWorkload, digits, dit_xl2_256, flux, sd3, tiny_pipelines, wan
-from taylorseer_fx.digits import NUM_CLASSES
+from taylorseer_fx.bench.workloads import PipelineWorkload, digits, dit_xl2_256, fashion, flux, sd3, tiny_pipelines, wan
+from taylorseer_fx.shipped import NUM_CLASSES
 
-DEFAULT = ("digits", "dit-xl2", "tiny-fluxpipeline")
+DEFAULT = ("digits", "fashion", "dit-xl2", "tiny-fluxpipeline")
 CHOICES = ("few", "main", "all")
 PLAIN: tuple[Method, ...] = (Plain(compiled=False), Plain(compiled=True))
 
@@ -29,6 +31,7 @@ def every_method() -> tuple[Method, ...]:
         FewerSteps(compiled=False),
         FewerSteps(compiled=True),
         *(Ours(order, granularity) for granularity in ("module", "stack") for order in range(5)),
+        *placed_methods(),
         *_peers(),
     )
 
@@ -39,8 +42,16 @@ def main_methods() -> tuple[Method, ...]:
 
 
 def low_order_methods() -> tuple[Method, ...]:
-    """As ``main_methods``, with ours of orders 0 and 2: for the trained model, on which they differ."""
-    return _main_methods(orders=(0, 1, 2))
+    """As ``main_methods``, with ours of orders 0 and 2 and by other places of the full steps: for trained models, on which they
+    differ.
+    """
+    return (*_main_methods(orders=(0, 1, 2)), *placed_methods())
+
+
+def placed_methods() -> tuple[Method, ...]:
+    """Ours with the paper's own schedule of 10 full steps of 50, and with 10, 8 and 6 placed by ``speedup``."""
+    settings: Sequence[dict[str, Any]] = ({"interval": 6}, *({"speedup": speedup} for speedup in (5.0, 6.25, 8.0)))
+    return tuple(Ours(1, granularity, **setting) for granularity in ("module", "stack") for setting in settings)
 
 
 def _main_methods(orders: Sequence[int]) -> tuple[Method, ...]:
@@ -73,8 +84,10 @@ def _peers() -> Iterable[Method]:
     yield OfficialHooks(1)
     for variant in ("default", "named", "lite"):
         yield from (TaylorSeerCache(variant, compiled) for compiled in (False, True))
-    for kind in (FirstBlockCache, MagCache, CacheDit):
+    for kind in (FirstBlockCache, MagCache, SeaCache, CacheDit):
         yield from (kind(compiled) for compiled in (False, True))
+    for calibrator in ("FoCa", "DMD"):
+        yield from (CacheDit(compiled, calibrator) for compiled in (False, True))
 
 
 @dataclass(frozen=True)
@@ -97,6 +110,7 @@ def entries() -> dict[str, Entry]:
     tiny = {workload.name.replace(" ", "-").lower(): workload for workload in tiny_pipelines()}
     return {
         "digits": Entry(digits, every_method, low_order_methods),
+        "fashion": Entry(fashion, every_method, low_order_methods),
         "dit-xl2": Entry(partial(dit_xl2_256, num_layers=2, num_steps=20), main_methods, few_methods),
         "flux": Entry(flux, main_methods, few_methods),
         "sd3": Entry(sd3, joint_methods, few_methods),
@@ -144,13 +158,11 @@ def run_workload(
 
 def _judge(workload: PipelineWorkload) -> Callable[..., float] | None:
     """Class accuracy, where there are classes that a classifier knows."""
-    if not workload.trained:
+    if workload.shipped is None:
         return None
     import torch
 
-    from taylorseer_fx.digits.judge import Judge
-
-    judge = Judge()
+    judge = workload.shipped.judge()
     return lambda samples: judge.accuracy(samples, torch.arange(len(samples)) % NUM_CLASSES)
 
 

@@ -8,8 +8,8 @@ from taylorseer_fx.bench.results import Row
 
 @dataclass(frozen=True)
 class Standing:
-    """Rows that count. ``ours``: the fastest of ours. ``same``: others that executed just the schedule. ``elsewhere``: those
-    that executed other steps and are as fast. ``fewer``: the fastest that takes only as many steps. All from fast to slow.
+    """Rows that count. ``ours``: the fastest of ours that executed just the schedule. ``same``: others that did. ``elsewhere``:
+    those that executed other steps and are as fast. ``fewer``: the fastest that takes only as many steps. All from fast to slow.
     """
 
     ours: Row
@@ -26,7 +26,8 @@ class Standing:
 def standing(rows: Sequence[Row], schedule: Sequence[int]) -> Standing | None:
     """None if no row of ours counts."""
     counted = sorted((row for row in rows if row.counts and row.speedup), key=_speed, reverse=True)
-    ours = next((row for row in counted if row.family.startswith("ours")), None)
+    mine = [row for row in counted if row.family.startswith("ours") and row.full_steps == tuple(schedule)]
+    ours = mine[0] if mine else None
     if ours is None:
         return None
     peers = [row for row in counted if row.num_steps == ours.num_steps and not row.family.startswith("ours")]

@@ -3,6 +3,7 @@
 Of published geometry, with random weights (speed does not depend on their values), but for the digits, which are trained.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -13,7 +14,6 @@ from diffusers import DiffusionPipeline, FluxTransformer2DModel, SD3Transformer2
 from torch import nn
 
 from taylorseer_fx.bench import models
-from taylorseer_fx.bench.digits_pipeline import digits_kwargs, digits_pipeline
 from taylorseer_fx.bench.pipelines import (
     TEXT_WIDTH,
     Kwargs,
@@ -30,6 +30,8 @@ from taylorseer_fx.bench.pipelines import (
     wan_kwargs,
     wan_pipeline,
 )
+from taylorseer_fx.bench.shipped_pipelines import shipped_kwargs, shipped_pipeline
+from taylorseer_fx.shipped import DIGITS, FASHION, Shipped
 
 Inputs = Callable[[int], dict[str, Any]]
 
@@ -121,8 +123,9 @@ class Features:
 class PipelineWorkload:
     """A pipeline, and its arguments for a run of so many steps from the noise of a seed.
 
-    ``calls_a_step``: 2 where guidance calls the transformer twice. ``trained``: whether the weights are, so that quality means
-    something. ``reduced``: what is smaller than in the published model.
+    ``calls_a_step``: 2 where guidance calls the transformer twice. ``shipped``: the trained model that it is, whose quality means
+    something; None where weights are random. ``reduced``: what is smaller than in the published model. ``vision``: the noisy
+    samples ``[c, t, h, w]`` in a call's arguments and its noise level, for a peer that has to be told.
     """
 
     name: str
@@ -131,8 +134,14 @@ class PipelineWorkload:
     features: Features
     num_steps: int = 50
     calls_a_step: int = 1
-    trained: bool = False
+    shipped: Shipped | None = None
     reduced: str = ""
+    vision: Callable[[dict[str, Any]], tuple[list[torch.Tensor], float]] | None = None
+
+    @property
+    def trained(self) -> bool:
+        """Whether the weights are."""
+        return self.shipped is not None
 
 
 _PLAIN_BLOCKS = Features(cached=(r"transformer_blocks\.\d+\.(attn1|ff)",))
@@ -145,8 +154,23 @@ _WAN_BLOCKS = Features(cached=(r"blocks\.\d+\.(attn1|attn2|ffn)",))
 
 
 def digits(num_images: int = 20, num_steps: int = 50) -> PipelineWorkload:
-    """The trained model that ships in the package."""
-    return PipelineWorkload("digits", digits_pipeline, partial(digits_kwargs, num_images), _PLAIN_BLOCKS, num_steps, trained=True)
+    """The smaller of the trained models that ship in the package."""
+    kwargs = partial(shipped_kwargs, num_images)
+    return PipelineWorkload("digits", partial(shipped_pipeline, DIGITS), kwargs, _PLAIN_BLOCKS, num_steps, shipped=DIGITS)
+
+
+def fashion(num_images: int = 10, num_steps: int = 50) -> PipelineWorkload:
+    """The larger one, of FLUX's architecture."""
+    kwargs, vision = partial(shipped_kwargs, num_images), _vision_of_tokens
+    build = partial(shipped_pipeline, FASHION)
+    return PipelineWorkload("fashion", build, kwargs, _FLUX_BLOCKS, num_steps, shipped=FASHION, vision=vision)
+
+
+def _vision_of_tokens(arguments: dict[str, Any]) -> tuple[list[torch.Tensor], float]:
+    """Of FLUX: tokens ``[n, h * w, c]`` of a square picture, and the time, which is the noise level of its flow."""
+    tokens = arguments["hidden_states"]
+    side = math.isqrt(tokens.shape[1])
+    return list(tokens.transpose(1, 2).reshape(len(tokens), -1, 1, side, side)), float(arguments["timestep"][0])
 
 
 def dit_xl2_256(num_layers: int = 28, num_steps: int = 50) -> PipelineWorkload:

@@ -1,4 +1,4 @@
-"""cache-dit: DBCache with its TaylorSeer calibrator and a static step mask, through the pipeline's own call."""
+"""cache-dit: DBCache with one of its calibrators and a static step mask, through the pipeline's own call."""
 
 import logging
 import warnings
@@ -12,25 +12,33 @@ INSTALL = 'pip install "taylorseer-fx[peers]"'
 
 @dataclass(frozen=True)
 class CacheDit:
-    """The first block is always executed (its least), the others by the mask. ``encoder``: whether text is forecast as well."""
+    """The first block is always executed (its least), the others by the mask. ``encoder``: whether text is forecast as well.
+
+    ``calibrator``: "TaylorSeer" of order 1, "FoCa" (arXiv 2508.16211) or "DMD" (dynamic mode decomposition), by their defaults.
+    """
 
     compiled: bool
-    order: int = 1
+    calibrator: str = "TaylorSeer"
     encoder: bool = True
-    family = "cache-dit"
     caches = True
 
     @property
+    def family(self) -> str:
+        return "cache-dit" if self.calibrator == "TaylorSeer" else f"cache-dit {self.calibrator}"
+
+    @property
     def name(self) -> str:
-        return f"cache-dit{'' if self.encoder else ', not the text'}, {'compiled' if self.compiled else 'eager'}"
+        return f"{self.family}{'' if self.encoder else ', not the text'}, {'compiled' if self.compiled else 'eager'}"
 
     @property
     def note(self) -> str:
-        return f"DBCache F1B0, static mask, TaylorSeer calibrator of order {self.order}"
+        return (
+            f"DBCache F1B0, static mask, {self.calibrator} calibrator{' of order 1' if self.calibrator == 'TaylorSeer' else ''}"
+        )
 
     @property
     def counted_as(self) -> Method:
-        return CacheDit(compiled=False, order=self.order, encoder=self.encoder)
+        return CacheDit(False, self.calibrator, self.encoder)
 
     def prepare(self, case: Case) -> Runner:
         cache_dit = _imported()
@@ -46,9 +54,7 @@ class CacheDit:
                 steps_computation_policy="static",
                 num_inference_steps=case.num_steps,
             ),
-            calibrator_config=cache_dit.TaylorSeerCalibratorConfig(
-                taylorseer_order=self.order, enable_encoder_calibrator=self.encoder
-            ),
+            calibrator_config=getattr(cache_dit, f"{self.calibrator}CalibratorConfig")(enable_encoder_calibrator=self.encoder),
         )
         return compile_transformer(runner) if self.compiled else runner
 

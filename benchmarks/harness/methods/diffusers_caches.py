@@ -18,7 +18,7 @@ from taylorseer_fx.bench.methods.official import matching
 from taylorseer_fx.bench.running import Case, Method, Runner, compile_transformer
 
 INTERVAL, BEFORE = 5, 3  # the defaults of TaylorSeerCacheConfig
-_TUNED = "threshold chosen so that about as many steps are executed"
+TUNED = "threshold chosen so that about as many steps are executed"
 
 
 def diffusers_full_steps(num_steps: int, interval: int = INTERVAL, before: int = BEFORE) -> tuple[int, ...]:
@@ -39,7 +39,7 @@ class TaylorSeerCache:
 
     @property
     def name(self) -> str:
-        return f"diffusers TaylorSeer {self.variant}, {_how(self.compiled)}"
+        return f"diffusers TaylorSeer {self.variant}, {how(self.compiled)}"
 
     @property
     def family(self) -> str:
@@ -89,7 +89,7 @@ class FirstBlockCache:
 
     @property
     def name(self) -> str:
-        return f"diffusers FirstBlockCache{_threshold(self.threshold)}, {_how(self.compiled)}"
+        return f"diffusers FirstBlockCache{_threshold(self.threshold)}, {how(self.compiled)}"
 
     @property
     def counted_as(self) -> Method:
@@ -97,10 +97,10 @@ class FirstBlockCache:
 
     @property
     def note(self) -> str:
-        return "which steps to execute follows from the input" if self.threshold is not None else _TUNED
+        return "which steps to execute follows from the input" if self.threshold is not None else TUNED
 
     def prepare(self, case: Case) -> Runner:
-        threshold = self.threshold if self.threshold is not None else _tuned(case, self.family, self._at)
+        threshold = self.threshold if self.threshold is not None else tuned(case, self.family, self._at)
         return self._at(case, threshold, self.compiled)
 
     @staticmethod
@@ -120,7 +120,7 @@ class MagCache:
 
     @property
     def name(self) -> str:
-        return f"diffusers MagCache{_threshold(self.threshold)}, {_how(self.compiled)}"
+        return f"diffusers MagCache{_threshold(self.threshold)}, {how(self.compiled)}"
 
     @property
     def counted_as(self) -> Method:
@@ -128,7 +128,7 @@ class MagCache:
 
     @property
     def note(self) -> str:
-        return f"calibrated, at most {INTERVAL - 1} steps left out in a row, none of the first tenth; {_TUNED}"
+        return f"calibrated, at most {INTERVAL - 1} steps left out in a row, none of the first tenth; {TUNED}"
 
     def prepare(self, case: Case) -> Runner:
         ratios = _calibrated(case)
@@ -143,7 +143,7 @@ class MagCache:
             )
             return _prepared(case, compiled, lambda transformer: apply_mag_cache(transformer, config))
 
-        threshold = self.threshold if self.threshold is not None else _tuned(case, self.family, at)
+        threshold = self.threshold if self.threshold is not None else tuned(case, self.family, at)
         return at(case, threshold, self.compiled)
 
 
@@ -189,7 +189,7 @@ def _context(transformer: nn.Module) -> AbstractContextManager[None]:
     return entered
 
 
-def _tuned(case: Case, family: str, at: Callable[[Case, float], Runner]) -> float:
+def tuned(case: Case, family: str, at: Callable[[Case, float], Runner]) -> float:
     """The threshold at which as many steps are executed as the schedule has, or as near as bisection comes."""
     if family not in case.tuned:
         case.tuned[family] = _bisected(lambda threshold: _num_executed(at(case, threshold)) - len(case.full_steps))
@@ -226,7 +226,7 @@ def _num_executed(runner: Runner) -> int:
     return calls // runner.case.workload.calls_a_step
 
 
-def _how(compiled: bool) -> str:
+def how(compiled: bool) -> str:
     return "compiled" if compiled else "eager"
 
 
