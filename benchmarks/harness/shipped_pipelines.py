@@ -31,8 +31,9 @@ class _ShippedPipeline(DiffusionPipeline):  # type: ignore[misc]
             guidance_scale=guidance_scale,
             seed=seed,
         )
-        with self.progress_bar(steps, total=num_inference_steps) as bar:
-            *_, samples = bar
+        with self.progress_bar(total=num_inference_steps) as bar:
+            for samples in steps:
+                bar.update()
         return (samples,)
 
 
