@@ -147,7 +147,7 @@ class TaylorSeerBackend:
             raise ConfigError("name", "a string", name)
         if step is not None and (isinstance(step, bool) or not isinstance(step, int) or step < 0):
             raise ConfigError("step", "None or an int of at least 0", step)
-        return self._runtime.scopes.entered(Scope(name, step))
+        return self._runtime.scopes.entered(Scope(name, step, told_by=name if step is not None else None))
 
     def release(self, name: str, *, missing_ok: bool = False) -> None:
         """Give back what the stream ``name`` holds, with all that is nested in it: buffers and CUDA captures.
