@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import torch
@@ -74,6 +75,10 @@ class BufferLayout:
             (tuple(buffer.shape), buffer.stride(), buffer.dtype, buffer.device) == entry
             for buffer, entry in zip(buffers, wanted, strict=True)
         )
+
+    def num_bytes(self, args: Sequence[Argument]) -> int:
+        """What ``allocate`` would take for a call with ``args``."""
+        return sum(prod(shape) * dtype.itemsize for shape, _, dtype, _ in self._concrete(args))
 
     def allocate(self, args: Sequence[Argument]) -> list[Tensor]:
         """Zeroed buffers for a call with ``args``. Zero, because the first update reads what it is about to replace."""

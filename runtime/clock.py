@@ -8,12 +8,14 @@ import enum
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
+from taylorseer_fx.errors import StreamStepError
 from taylorseer_fx.runtime.conditioning import Conditioning, Sample
 from taylorseer_fx.runtime.forward import Forward, begins_forward
 from taylorseer_fx.runtime.movement import Movement
 from taylorseer_fx.runtime.scope import Reading, Run, Scope
 from taylorseer_fx.runtime.streams import MAX_STREAMS, ForwardCall, Streams
 from taylorseer_fx.runtime.ticks import Role, Site, Tick
+from taylorseer_fx.runtime.told_steps import ToldSteps
 
 
 @dataclass(frozen=True)
@@ -51,10 +53,12 @@ class _Track:
     run: Run | None = None
     forward: Forward | None = None
     last_forward: Forward | None = None
+    before: tuple[Forward | None, Forward | None] = None, None  # the two above, as they were before ``forward`` began
 
     def enter(self, call: GraphCall, scope: Scope | None) -> tuple[Forward, Role]:
         """The forward that a call belongs to, and its role there."""
         if begins_forward(call.site, scope, self.forward, self.last_forward) or self._has_moved(call):
+            self.before = self.forward, self.last_forward
             self.last_forward, self.forward = self.forward, Forward(call.site, scope, call.number)
         assert self.forward is not None
         return self.forward, self.forward.add(call.site)
@@ -79,6 +83,14 @@ class _Track:
         stream, execute = known
         return Tick((None, stream.number), stream.generation, stream.step, execute)
 
+    def take_back(self) -> None:
+        """The forward that was entered last is none."""
+        self.forward, self.last_forward = self.before
+
+    def repeats(self, call: ForwardCall) -> bool:
+        """Was a stream of this track called with what tells ``call`` at this very step?"""
+        return self.source is Source.STEP and self.streams is not None and self.streams.would_repeat(call)
+
     def stands_still(self) -> bool:
         return self.streams is not None and self.streams.num_calls > MAX_STREAMS
 
@@ -95,7 +107,12 @@ class _Track:
         if self.streams is not None:
             self.generation = self.streams.generation
         self.streams = self.forward = self.last_forward = None
+        self.before = None, None
         self.count, self.run = 0, run
+
+
+def _as_call(forward: Forward, reading: Reading) -> ForwardCall:
+    return ForwardCall((forward.leader, forward.number), reading, forward.conditioning, forward.samples)
 
 
 def _is_trusted(scope: Scope | None) -> bool:
@@ -117,6 +134,7 @@ class Clock:
     notify: Callable[[str, str], None] = _nothing
     has_time_inputs: bool = False
     num_forwards: int = 0
+    told: ToldSteps = field(default_factory=ToldSteps)
     _tracks: dict[str | None, _Track] = field(default_factory=dict)
 
     def tick(self, call: GraphCall, scope: Scope | None, is_needed: bool = True) -> tuple[Tick | None, Role]:
@@ -130,6 +148,9 @@ class Clock:
 
         Returns:
             The tick of the forward that the call is part of, None while nothing tells its step; and the call's role in it.
+
+        Raises:
+            StreamStepError: the step that the user gave is none that the stream can go on with. The call is not accounted for.
         """
         track = self._tracks.setdefault(scope.name if scope is not None else None, _Track())
         run = scope.run if scope is not None else None
@@ -144,6 +165,7 @@ class Clock:
         if not forward.is_settled:
             self._gather(forward, call)
             if is_needed:
+                self._must_follow(track, forward)
                 self._settle(track, forward)
         elif call.read_time is not None and track.source in (Source.COUNT, Source.INDEX) and not _is_trusted(scope):
             track.take_for_time(call.read_time())
@@ -157,6 +179,18 @@ class Clock:
         forward.conditioning.update(call.read_conditioning())
         forward.samples += call.read_samples()
 
+    def _must_follow(self, track: _Track, forward: Forward) -> None:
+        scope = forward.scope
+        if scope is None or scope.step is None or scope.told_by is None:
+            return
+        call = _as_call(forward, ((float(scope.step),),))
+        try:
+            self.told.check(scope, lambda: track.repeats(call))
+        except StreamStepError:
+            track.take_back()
+            self.num_forwards -= 1
+            raise
+
     def _settle(self, track: _Track, forward: Forward) -> None:
         """Give a forward its tick, as far as its calls so far tell."""
         scope = forward.scope
@@ -164,8 +198,8 @@ class Clock:
         if timed is None:
             return
         source, reading = timed
-        call = ForwardCall((forward.leader, forward.number), reading, forward.conditioning, forward.samples)
-        tick = track.advance(source, call, lambda: self.notify("calls that look alike", _ALIKE))
+        tick = track.advance(source, _as_call(forward, reading), lambda: self.notify("calls that look alike", _ALIKE))
+        self.told.note(scope)
         if source is Source.TIMESTEP and scope is not None and scope.run is not None and track.streams is not None:
             scope.run.index.compare(track.streams.movement.time_of(reading))
         forward.is_settled = True
@@ -202,10 +236,12 @@ class Clock:
         track = self._tracks.get(scope.name if scope is not None else None)
         if track is not None:
             track.forget(track.run)
+        self.told.abandon(scope)
 
     def forget(self, chosen: Callable[[str | None], bool] = lambda _: True) -> None:
         """Drop the tracks of the ``chosen`` scopes, whose states are freed: the next call there begins anew."""
         self._tracks = {name: track for name, track in self._tracks.items() if not chosen(name)}
+        self.told.forget(chosen)
 
 
 _ALIKE = (

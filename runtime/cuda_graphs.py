@@ -49,7 +49,7 @@ captured across devices or shared between backends. Captures are made one at a t
 import itertools
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -118,6 +118,12 @@ class CudaGraphs:
             for variant in self._variants:
                 variant.clear()
 
+    def release(self, addresses: Collection[int]) -> None:
+        """Give back the captures over buffers that were at these addresses, which are freed on purpose."""
+        with self.lock:
+            for variant in self._variants:
+                variant.release(frozenset(addresses))
+
     @property
     def limit(self) -> int:
         """The number of captures to hold: twice those of all streams, whose buffers may lie elsewhere in the next generation."""
@@ -174,6 +180,15 @@ class CapturedVariant:
     def clear(self) -> None:
         self._api.finish(self._device)
         self.shapes.clear()
+
+    def release(self, addresses: frozenset[int]) -> None:
+        """Drop the captures whose buffers were at these addresses; what their staging memory was for may be called again."""
+        if not any(anchor in addresses for _, _, anchor in self.captures()):
+            return
+        self._api.finish(self._device)
+        for shape in self.shapes.values():
+            shape.captures = {anchor: capture for anchor, capture in shape.captures.items() if anchor not in addresses}
+            shape.staging = shape.staging if shape.captures else None
 
     def captures(self) -> list[tuple[Capture, ShapeKey, int]]:
         return [(capture, key, anchor) for key, shape in self.shapes.items() for anchor, capture in shape.captures.items()]

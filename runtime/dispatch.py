@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from taylorseer_fx.errors import StreamStepError
 from taylorseer_fx.passes.steps import StepKind
 from taylorseer_fx.runtime.buffers import Argument, BufferLayout
 from taylorseer_fx.runtime.calls import CompiledVariant, GraphInfo
@@ -40,6 +41,8 @@ class Observer:
             if self._is_part and not runtime.has_regions and runtime.clock.num_forwards > 1:
                 runtime.notify("no regions at all", _NO_REGIONS)
             return self._run(args)
+        except StreamStepError:  # nothing was done yet
+            raise
         except BaseException:
             with runtime.lock:
                 runtime.clock.abandon(scope)
@@ -72,9 +75,13 @@ class Dispatcher:
             with self._runtime.lock:
                 tick, role = self._runtime.clock.tick(self._info.call(args), scope)
                 state = self._state(tick, role, args)
+            if self._runtime.dropped:
+                self._runtime.drop_captures()
             step = tick.step - state.first_step if tick is not None else 0
             execute = tick is None or tick.execute or state.schedule.is_full(step)
             return self._execute(step, state, args) if execute else self._forecast(step, state, args)
+        except StreamStepError:  # nothing was done yet
+            raise
         except BaseException:
             with self._runtime.lock:
                 self._runtime.clock.abandon(scope)
@@ -131,6 +138,7 @@ class Dispatcher:
         if state is None or state.generation != tick.generation or state.layout != layout:
             state = self._runtime.states[tick.stream, role] = self._begin_or_go_on(tick, state, layout, args)
             self._runtime.note_peak()
+            self._runtime.uses.note_buffers(self._runtime.scopes.get())
         if cuda_stream not in state.cuda_streams:
             state.cuda_streams.append(cuda_stream)
             keep_until_done(state.buffers)
@@ -159,6 +167,9 @@ class Dispatcher:
             if old is not None:
                 old.buffers.clear()  # before there are new ones; should there be no room for these, nothing fits what is left
                 old.layout = _NO_LAYOUT
+            runtime = self._runtime
+            if runtime.limits.total_bytes is not None:
+                runtime.make_room(self._layout.num_bytes(args))
             buffers = self._layout.allocate(args)
             return self._begun(tick.generation, tick.step, layout, buffers, [self._current_stream()], schedule)
         for buffer in old.buffers:

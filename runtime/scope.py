@@ -60,47 +60,74 @@ class Scope:
     """What holds inside one ``with``; ``step`` None leaves the step to the clock.
 
     ``is_stream``: its forwards are those of one stream, so that where nothing else tells the step, each is a step. Not so for a
-    whole pipeline run, which may hold a conditional and an unconditional call a step.
+    whole pipeline run, which may hold a conditional and an unconditional call a step. ``told_by``: the name of the block in which
+    the user gave the step, so that each step there must follow the one before; None for a step that a pipeline tells.
     """
 
     name: str
     step: int | None = None
     run: Run | None = None
     is_stream: bool = True
+    told_by: str | None = None
+    outermost: str | None = None
+
+    @property
+    def root(self) -> str:
+        """The name of the outermost scope that this one is in, or is."""
+        return self.outermost if self.outermost is not None else self.name
 
     def inside(self, outer: "Scope | None") -> "Scope":
         """This scope within ``outer``."""
         if outer is None:
             return self
-        step = self.step if self.step is not None else outer.step
-        return Scope(f"{outer.name}/{self.name}", step, self.run or outer.run, self.is_stream)
+        step, told_by = (outer.step, outer.told_by) if self.step is None else (self.step, None)
+        if self.told_by is not None:
+            told_by = f"{outer.name}/{self.told_by}"
+        return Scope(f"{outer.name}/{self.name}", step, self.run or outer.run, self.is_stream, told_by, outer.root)
+
+
+def _nothing(_scope: Scope) -> None:
+    pass
 
 
 class ScopeVariable:
-    """The scope of the running thread or task; another thread's scope is never seen."""
+    """The scope of the running thread or task; another thread's scope is never seen.
 
-    def __init__(self) -> None:
+    ``on_open`` is told of each scope that is entered, before it is, and may refuse by an exception; ``on_close`` of each left.
+    """
+
+    def __init__(self, on_open: Callable[[Scope], None] = _nothing, on_close: Callable[[Scope], None] = _nothing) -> None:
         self._current: ContextVar[Scope | None] = ContextVar("taylorseer_stream", default=None)
+        self._on_open, self._on_close = on_open, on_close
 
     def get(self) -> Scope | None:
         return self._current.get()
 
     @contextmanager
     def entered(self, scope: Scope) -> Iterator[None]:
-        token = self._current.set(scope.inside(self._current.get()))
+        entered = scope.inside(self._current.get())
+        self._on_open(entered)
+        token = self._current.set(entered)
         try:
             yield
         finally:
             self._current.reset(token)
+            self._on_close(entered)
 
     def begin(self, scope: Scope) -> Callable[[], None]:
-        """Enter ``scope`` and return what leaves it; leaving twice, or after another scope was entered, does nothing."""
+        """Enter ``scope`` and return what leaves it. Leaving twice does nothing, and leaving it after another scope was entered
+        leaves that as it is.
+        """
         outer = self._current.get()
         entered = scope.inside(outer)
+        self._on_open(entered)
         self._current.set(entered)
+        still_open = [entered]
 
         def leave() -> None:
             if self._current.get() is entered:
                 self._current.set(outer)
+            if still_open:
+                self._on_close(still_open.pop())
 
         return leave

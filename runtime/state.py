@@ -19,6 +19,7 @@ from taylorseer_fx.runtime.graph_api import GraphApi
 from taylorseer_fx.runtime.placement import AnySchedule
 from taylorseer_fx.runtime.schedule import Schedule
 from taylorseer_fx.runtime.scope import ScopeVariable
+from taylorseer_fx.runtime.stream_limits import StreamLimits, StreamUses
 from taylorseer_fx.runtime.ticks import Role, StreamKey, Tick
 
 Layout = tuple[int, tuple[int, ...]]  # the number of a graph, and the sizes that its buffers depend on
@@ -72,8 +73,10 @@ class Runtime:
     forecaster: str = "taylor"
     on_run: Callable[[Any], None] = nothing  # told of each run of an attached pipeline, before it begins
     on_full: "Callable[[StreamState, int], None] | None" = None  # told of each full step, once its features are stored
+    limits: StreamLimits = field(default_factory=StreamLimits)
     clock: Clock = field(init=False)
-    scopes: ScopeVariable = field(default_factory=ScopeVariable)
+    scopes: ScopeVariable = field(init=False)
+    uses: StreamUses = field(init=False)
     counters: Counters = field(default_factory=Counters)
     states: dict[tuple[StreamKey, Role], StreamState] = field(default_factory=dict)
     spare: dict[Role, list[StreamState]] = field(default_factory=dict)
@@ -85,9 +88,12 @@ class Runtime:
     swept: dict[StreamKey, int] = field(default_factory=dict)  # the generation whose predecessors' states were freed
     changed: dict[StreamKey, int] = field(default_factory=dict)  # the step at which a new place was called in mid-generation
     lock: threading.RLock = field(default_factory=threading.RLock)  # reentrant: a progress bar may be collected within
+    dropped: list[int] = field(default_factory=list)  # addresses of buffers that were freed, captures of which may remain
 
     def __post_init__(self) -> None:
         self.clock = Clock(self.notify)
+        self.uses = StreamUses(self.lock, self.drop, self.drop_captures, self.notify, self.limits)
+        self.scopes = ScopeVariable(self.uses.open, self.uses.close)
 
     def capture_with(self, api: GraphApi) -> None:
         """Run what is on devices of ``api`` by captures."""
@@ -125,6 +131,8 @@ class Runtime:
             self.swept.clear()
             self.changed.clear()
             self.clock.forget()
+            self.uses.keep(())
+            self.dropped.clear()
         if self.cuda_graphs is not None:
             self.cuda_graphs.clear()
 
@@ -139,6 +147,48 @@ class Runtime:
             if ended:
                 self._keep(ended)
             self.swept = {stream: n for stream, n in self.swept.items() if not _within(stream[0], scope_name, contexts)}
+            self.uses.keep({stream[0] for stream, _ in self.states})
+
+    def release(self, name: str) -> bool:
+        """Free what the stream ``name`` holds, with all that is nested in it; False where there is none.
+
+        Raises:
+            ConfigError: a block of it is open.
+        """
+        with self.lock:
+            names = self.uses.forget(lambda each: _within(each, name, None))
+            for stream in {stream for stream, _ in self.states if stream[0] in names}:
+                self.note_end(stream)
+            self.drop(names)
+        self.drop_captures()
+        return bool(names)
+
+    def drop(self, names: Collection[str]) -> None:
+        """Free the buffers of the streams of these ``names``, and forget their steps. Called with the lock held."""
+        freed = self._free(lambda stream, _: stream[0] in names)
+        self.clock.forget(lambda name: name in names)
+        self.swept = {stream: n for stream, n in self.swept.items() if stream[0] not in names}
+        self.changed = {stream: n for stream, n in self.changed.items() if stream[0] not in names}
+        if self.cuda_graphs is not None:
+            self.dropped += [buffer.data_ptr() for state in freed.values() for buffer in state.buffers]
+
+    def drop_captures(self) -> None:
+        """Give back the captures over buffers that were dropped. Called without the lock: captures have one of their own."""
+        if self.dropped and self.cuda_graphs is not None:
+            with self.lock:
+                addresses, self.dropped = self.dropped, []
+            self.cuda_graphs.release(addresses)
+
+    def make_room(self, needed: int) -> None:
+        """Called before ``needed`` bytes are allocated for the call at hand.
+
+        Raises:
+            StreamLimitError: they do not fit the budget of all streams.
+        """
+        if self.limits.total_bytes is not None:
+            if self.buffer_bytes + needed > self.limits.total_bytes:
+                self.spare.clear()
+            self.uses.make_room(needed, lambda: self.buffer_bytes, self.scopes.get())
 
     def note_end(self, stream: StreamKey) -> None:
         """Say so if the generation of ``stream`` that ends was too short for any forecast."""

@@ -110,6 +110,11 @@ class Streams:
         self.active.append(self._latest)
         return self._latest
 
+    def would_repeat(self, call: ForwardCall) -> bool:
+        """Would ``call`` be another one of a stream that was called at this time already? Changes nothing."""
+        owners, move = self._owners(call)
+        return bool(owners) and move is Move.SAME
+
     def advance(self, call: ForwardCall) -> tuple[Stream, bool] | None:
         """The stream of a forward, and whether it is to be executed whatever the schedule; None where it goes back in time."""
         owners, move = self._owners(call)

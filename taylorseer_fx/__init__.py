@@ -5,13 +5,23 @@ model = torch.compile(model, backend=taylorseer_backend(order=2))
 
 from taylorseer_fx.backend import Stats, TaylorSeerBackend, taylorseer_backend
 from taylorseer_fx.calibration import Calibration, calibrate
-from taylorseer_fx.errors import ConfigError, NoRegionsError, NothingCompiledError, PassError, TaylorSeerError, TaylorSeerWarning
+from taylorseer_fx.errors import (
+    ConfigError,
+    NoRegionsError,
+    NothingCompiledError,
+    PassError,
+    StreamLimitError,
+    StreamStepError,
+    TaylorSeerError,
+    TaylorSeerWarning,
+)
 from taylorseer_fx.explain import Report
 from taylorseer_fx.judging import Trial
 from taylorseer_fx.numbers import FeatureInfo, RegionInfo
 from taylorseer_fx.plan_file import PlanFile
 from taylorseer_fx.planning import Plan, plan
 from taylorseer_fx.residual_ops import register_residual_op
+from taylorseer_fx.stream_stats import StreamStats
 from taylorseer_fx.version import __version__
 
 __all__ = [
@@ -26,6 +36,9 @@ __all__ = [
     "RegionInfo",
     "Report",
     "Stats",
+    "StreamLimitError",
+    "StreamStats",
+    "StreamStepError",
     "TaylorSeerBackend",
     "TaylorSeerError",
     "TaylorSeerWarning",

@@ -24,7 +24,15 @@ from taylorseer_fx.config import BackendConfig
 from taylorseer_fx.errors import ConfigError, NothingCompiledError, TaylorSeerWarning
 from taylorseer_fx.explain import CompiledGraph, Report, describe_model
 from taylorseer_fx.graph_breaks import graph_break_after
-from taylorseer_fx.messages import GRADIENTS, broken, mode_in_options, nothing_compiled, nothing_to_forecast, where_to_put
+from taylorseer_fx.messages import (
+    GRADIENTS,
+    broken,
+    mode_in_options,
+    nothing_compiled,
+    nothing_to_forecast,
+    unknown_stream,
+    where_to_put,
+)
 from taylorseer_fx.numbers import GraphNumbers
 from taylorseer_fx.passes.regions import MEANT, RegionSet
 from taylorseer_fx.passes.steps import StepKind
@@ -38,12 +46,16 @@ from taylorseer_fx.runtime.dispatch import Dispatcher, Observer
 from taylorseer_fx.runtime.graph_api import CudaGraphApi, GraphApi
 from taylorseer_fx.runtime.scope import Scope
 from taylorseer_fx.runtime.state import Runtime
+from taylorseer_fx.stream_stats import StreamStats, list_streams
 from taylorseer_fx.traced import GraphOrigin, compile_steps
 
 
 @dataclass(frozen=True)
 class Stats:
-    """Counters since the backend was made; ``buffer_bytes`` is what is allocated now, ``peak_buffer_bytes`` the most so far."""
+    """Counters since the backend was made; ``buffer_bytes`` is what is allocated now, ``peak_buffer_bytes`` the most so far.
+
+    ``held``: the streams that hold buffers now; ``streams`` counts them, and each half of a guidance that no name tells apart.
+    """
 
     full_calls: int
     forecast_calls: int
@@ -55,6 +67,9 @@ class Stats:
     replays: int
     buffer_bytes: int
     peak_buffer_bytes: int
+    evicted_streams: int
+    expired_streams: int
+    held: tuple[StreamStats, ...]
 
 
 class TaylorSeerBackend:
@@ -66,8 +81,14 @@ class TaylorSeerBackend:
         self.config = config
         self._said: set[str] = set()
         self._planned = PlannedRuns(config, self._notify)
-        self._runtime = Runtime(self._planned.schedule(), config.storage, self._notify, config.forecaster)
-        self._runtime.on_run = self._planned.check_run
+        self._runtime = Runtime(
+            self._planned.schedule(),
+            config.storage,
+            self._notify,
+            config.forecaster,
+            on_run=self._planned.check_run,
+            limits=config.limits,
+        )
         if config.cuda_graphs is not False:
             self._runtime.capture_with(graph_api if graph_api is not None else CudaGraphApi())
         self._attachments = Attachments(self._runtime)
@@ -113,17 +134,37 @@ class TaylorSeerBackend:
         Args:
             name: any string: "cond" and "uncond", or a request's identity.
             step: index of the denoising step, from 0. Given it, no timestep is read (on a GPU, reading one waits for the
-                device); a lower step than the last begins a new generation, and the same step again with other conditioning
-                is a further stream of that name, as under serial guidance. None: the step follows from the timesteps.
+                device). It must be the one after the last, or 0, which begins a new generation; the same step again with other
+                conditioning is a further stream of that name, as under serial guidance. A stream that holds nothing yet may
+                begin at any step, in full. None: the step follows from the timesteps.
 
         Raises:
             ConfigError: ``name`` is no string, or ``step`` no index.
+            StreamLimitError: on entering, or in a call inside: ``max_streams`` or ``total_memory_budget`` leave no room.
+            StreamStepError: in a call inside: ``step`` does not follow. Nothing was executed, and the stream is as before.
         """
         if not isinstance(name, str):
             raise ConfigError("name", "a string", name)
         if step is not None and (isinstance(step, bool) or not isinstance(step, int) or step < 0):
             raise ConfigError("step", "None or an int of at least 0", step)
-        return self._runtime.scopes.entered(Scope(name, step))
+        return self._runtime.scopes.entered(Scope(name, step, told_by=name if step is not None else None))
+
+    def release(self, name: str, *, missing_ok: bool = False) -> None:
+        """Give back what the stream ``name`` holds, with all that is nested in it: buffers and CUDA captures.
+
+        Call it when a request is done. Should the name be used again, it begins anew.
+
+        Args:
+            name: as given to ``stream``.
+            missing_ok: do nothing where there is no such stream; it may have been evicted, or have expired.
+
+        Raises:
+            ConfigError: ``name`` is no string, there is no such stream, or one of its blocks is open, here or in another thread.
+        """
+        if not isinstance(name, str):
+            raise ConfigError("name", "a string", name)
+        if not self._runtime.release(name) and not missing_ok:
+            raise ConfigError("name", "that of a stream that is held", name, unknown_stream(self.stats().held))
 
     def attach(self, pipe_or_model: Any) -> None:
         """Learn streams and generations from a diffusers pipeline, or from a model's ``cache_context``, not from timesteps alone.
@@ -208,7 +249,7 @@ class TaylorSeerBackend:
         return [each for each in counted if each.regions and each.granularity == granularity]
 
     def stats(self) -> Stats:
-        """Calls by step kind, streams, compiles, CUDA graphs captured and replayed, and allocated bytes."""
+        """Calls by step kind, compiles, CUDA graphs captured and replayed, allocated bytes, and each stream that holds some."""
         counters, cuda_graphs = self._runtime.counters, self._runtime.cuda_graphs
         return Stats(
             full_calls=counters.calls[StepKind.FULL],
@@ -221,6 +262,9 @@ class TaylorSeerBackend:
             replays=cuda_graphs.num_replays if cuda_graphs is not None else 0,
             buffer_bytes=self._runtime.buffer_bytes,
             peak_buffer_bytes=max(self._runtime.peak_buffer_bytes, self._runtime.buffer_bytes),
+            evicted_streams=self._runtime.uses.num_evicted,
+            expired_streams=self._runtime.uses.num_expired,
+            held=list_streams(self._runtime),
         )
 
     def _compile_traced(self, origin: GraphOrigin, tag: str | None, *traced: Any) -> StepCode:
@@ -308,6 +352,10 @@ def taylorseer_backend(
     compiler_options: Mapping[str, Any] | None = None,
     on_no_regions: str = "error",
     disabled_passes: Iterable[str] = (),
+    max_streams: int | None = None,
+    total_memory_budget: int | None = None,
+    stream_policy: str = "error",
+    stream_ttl: float | None = None,
 ) -> TaylorSeerBackend:
     """A backend for ``torch.compile`` that executes some denoising steps and forecasts the others.
 
@@ -342,6 +390,13 @@ def taylorseer_backend(
         disabled_passes: names of optional passes to do without, for tests and debugging: "find_stored", "find_cut_branches",
             "narrow"; on a CPU "sum_few_rows", "fold_repeats"; on a GPU "join_slices", "store_early", "patches_as_products",
             "sum_small_weights". Results stay right; ``explain()`` lists what was left out.
+        max_streams: named streams that are held at once, each with all that is nested in it; None for any number.
+        total_memory_budget: bytes that the derivative buffers of all streams together may take; None for any number. It chooses
+            nothing, other than ``memory_budget``, which is a stream's and chooses its granularity when it is compiled.
+        stream_policy: what to do beyond either: "error", or "evict": the stream that was not used for longest, of those none of
+            whose blocks is open, is given up, and begins anew with full steps if it is called again. A warning says so once.
+        stream_ttl: seconds after which a stream is given up that no block was open of. Checked when a stream is entered; None
+            for never.
 
     Returns:
         A callable ``(gm, example_inputs)`` for ``torch.compile(model, backend=...)``. Use one for each model: it holds the
@@ -376,6 +431,10 @@ def taylorseer_backend(
             compiler_options=compiler_options if compiler_options is not None else {},
             on_no_regions=on_no_regions,
             disabled_passes=disabled,
+            max_streams=max_streams,
+            total_memory_budget=total_memory_budget,
+            stream_policy=stream_policy,
+            stream_ttl=stream_ttl,
         )
     )
 

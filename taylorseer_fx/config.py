@@ -17,6 +17,7 @@ from taylorseer_fx.plan_file import PlanFile
 from taylorseer_fx.runtime.forecasters import FITS, FORECASTERS
 from taylorseer_fx.runtime.placement import Placement
 from taylorseer_fx.runtime.schedule import Schedule
+from taylorseer_fx.runtime.stream_limits import POLICIES, StreamLimits
 
 NOT_IN_KEY = {"in_key": False}  # of a field that makes no difference to the code of a graph, or is in torch's own key
 MAX_ORDER = 4  # the highest that the paper evaluates; the noise of a difference doubles with every order
@@ -48,6 +49,10 @@ class BackendConfig:
     compiler_options: Mapping[str, Any] = field(default_factory=dict, metadata=NOT_IN_KEY)
     on_no_regions: str = "error"
     disabled_passes: tuple[str, ...] = ()
+    max_streams: int | None = field(default=None, metadata=NOT_IN_KEY)
+    total_memory_budget: int | None = field(default=None, metadata=NOT_IN_KEY)
+    stream_policy: str = field(default="error", metadata=NOT_IN_KEY)
+    stream_ttl: float | None = field(default=None, metadata=NOT_IN_KEY)
 
     def __post_init__(self) -> None:
         self._check_schedule()
@@ -62,6 +67,7 @@ class BackendConfig:
                 hint = 'The budget chooses between "module" and "stack".'
                 raise ConfigError("granularity", "left out when memory_budget is given", self.granularity, hint)
         self._check_forecaster()
+        self._check_streams()
         _check_choice("compiler", self.compiler, COMPILERS)
         _check_choice("on_no_regions", self.on_no_regions, ("error", "warn"))
         if self.buffer_dtype is not None and self.buffer_dtype not in BUFFER_DTYPES:
@@ -113,6 +119,20 @@ class BackendConfig:
         if self.history is not None:
             raise ConfigError("history", f"left out with buffer_dtype={self.buffer_dtype}", self.history, "It counts snapshots.")
 
+    def _check_streams(self) -> None:
+        hint = "None for any number."
+        if self.max_streams is not None:
+            _check_int("max_streams", self.max_streams, 1, hint=hint)
+        if self.total_memory_budget is not None:
+            _check_int("total_memory_budget", self.total_memory_budget, 1, hint=hint)
+        _check_choice("stream_policy", self.stream_policy, POLICIES)
+        if self.stream_policy == "evict" and self.max_streams is None and self.total_memory_budget is None:
+            hint = "Nothing is evicted without a limit."
+            raise ConfigError("stream_policy", "left out unless max_streams or total_memory_budget is given", "evict", hint)
+        ttl: object = self.stream_ttl
+        if ttl is not None and (isinstance(ttl, bool) or not isinstance(ttl, (int, float)) or not 0 < ttl < math.inf):
+            raise ConfigError("stream_ttl", "a number of seconds above 0", ttl, "None for streams that never expire.")
+
     def _must_be_left_out(self, given: str, names: Iterable[str], hint: str) -> None:
         defaults = {f.name: f.default for f in fields(self)}
         for name in names:
@@ -146,6 +166,10 @@ class BackendConfig:
         return Storage(self.order, self.buffer_dtype, self.history)
 
     @property
+    def limits(self) -> StreamLimits:
+        return StreamLimits(self.max_streams, self.total_memory_budget, self.stream_policy, self.stream_ttl)
+
+    @property
     def schedule(self) -> Schedule | Placement:
         """Of a backend without a plan, or of runs that are not as planned."""
         if self.speedup is not None:
@@ -153,10 +177,10 @@ class BackendConfig:
         return Schedule(self.interval, self.warmup, self.full_steps)
 
 
-def _check_int(name: str, value: object, low: int, high: int | None = None) -> None:
+def _check_int(name: str, value: object, low: int, high: int | None = None, hint: str = "") -> None:
     allowed = f"an int of {low} to {high}" if high is not None else f"an int of at least {low}"
     if isinstance(value, bool) or not isinstance(value, int) or value < low or (high is not None and value > high):
-        raise ConfigError(name, allowed, value)
+        raise ConfigError(name, allowed, value, hint)
 
 
 def _check_speedup(value: object) -> None:

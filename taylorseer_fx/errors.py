@@ -3,6 +3,8 @@
 RuntimeError
 └── TaylorSeerError
     ├── ConfigError (ValueError)      an argument is wrong; raised where it is given
+    │   └── StreamStepError           a named stream is called at a step that does not follow; raised by the call
+    ├── StreamLimitError              no room for a further stream; raised where its block is entered, or by a call
     ├── NoRegionsError                the graph holds no attention or MLP to forecast; raised when it is compiled
     ├── NothingCompiledError          there is no compiled graph to tell about
     └── PassError                     a pass failed, which is a fault of this package
@@ -40,6 +42,22 @@ class ConfigError(TaylorSeerError, ValueError):
 
     def __init__(self, argument: str, allowed: str, got: object, hint: str = "") -> None:
         super().__init__(f"{argument} must be {allowed}, got {got!r}{'. ' + hint if hint else ''}")
+
+
+class StreamStepError(ConfigError):
+    """A call says another step than its stream's buffers can go on with. Nothing was executed, and the stream is as before."""
+
+    def __init__(self, stream: str, stands_at: int, step: int) -> None:
+        allowed = f"{stands_at + 1}, or 0 to begin a new generation, in the stream {stream!r}, which stands at {stands_at}"
+        hint = (
+            f"{stands_at} again is for other conditioning only, as in guidance. Give each request, and each call of one step, a "
+            f"stream of its own; or free this one before it begins elsewhere, backend.release({stream!r})."
+        )
+        super().__init__("step", allowed, step, hint)
+
+
+class StreamLimitError(TaylorSeerError):
+    """There is no room for a further stream, by ``max_streams`` or ``total_memory_budget``; the streams held are as before."""
 
 
 class NoRegionsError(TaylorSeerError):

@@ -1,6 +1,6 @@
 """What is said to users: longer texts of errors and warnings, apart from the code that decides to say them."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from typing import Any
 
@@ -8,6 +8,9 @@ from taylorseer_fx.compat import list_mode_options
 from taylorseer_fx.config import BackendConfig
 from taylorseer_fx.graph_breaks import GraphBreak
 from taylorseer_fx.passes.regions import RegionSet
+from taylorseer_fx.stream_stats import StreamStats
+
+MAX_NAMES = 8  # of streams, in a message
 
 
 def nothing_to_forecast(found: RegionSet) -> str:
@@ -53,6 +56,14 @@ def nothing_compiled(num_plain: int) -> str:
         f"explain() has nothing to tell: {graphs} compiled with gradients enabled, and so as plain torch.compile would. "
         "Call the model under torch.no_grad() or torch.inference_mode(), then ask again."
     )
+
+
+def unknown_stream(held: Iterable[StreamStats]) -> str:
+    """``release`` was asked for a stream that is not held."""
+    names = [repr(entry.name) for entry in held if entry.name is not None]
+    more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
+    those = f"Held are {', '.join(names[:MAX_NAMES])}{more}." if names else "None is held."
+    return f"{those} missing_ok=True for one that may have been evicted, or have expired."
 
 
 def where_to_put(arguments: Mapping[str, Any]) -> str:

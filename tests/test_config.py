@@ -56,6 +56,21 @@ BAD = [
     ("memory_budget", 1e9, "an int of at least 1"),
     ("memory_budget", True, "an int of at least 1"),
     ("memory_budget", "1 GiB", "an int of at least 1"),
+    ("max_streams", 0, "an int of at least 1"),
+    ("max_streams", -1, "an int of at least 1"),
+    ("max_streams", True, "an int of at least 1"),
+    ("max_streams", 8.0, "an int of at least 1"),
+    ("total_memory_budget", 0, "an int of at least 1"),
+    ("total_memory_budget", "1 GiB", "an int of at least 1"),
+    ("stream_policy", "lru", "'error' or 'evict'"),
+    ("stream_policy", None, "'error' or 'evict'"),
+    ("stream_policy", "evict", "left out unless max_streams or total_memory_budget is given"),
+    ("stream_ttl", 0, "a number of seconds above 0"),
+    ("stream_ttl", -1.0, "a number of seconds above 0"),
+    ("stream_ttl", float("inf"), "a number of seconds above 0"),
+    ("stream_ttl", float("nan"), "a number of seconds above 0"),
+    ("stream_ttl", True, "a number of seconds above 0"),
+    ("stream_ttl", "60", "a number of seconds above 0"),
     ("compiler", "tvm", "'inductor' or 'eager'"),
     ("on_no_regions", "ignore", "'error' or 'warn'"),
     ("disabled_passes", ["clean_up"], DISABLED_PASSES),
@@ -237,6 +252,7 @@ class TestDeclaredOnce:
         """All but how graphs are compiled and run; with the same defaults."""
         not_counted = {"cuda_graphs", "compiler", "compiler_options", "on_no_regions", "disabled_passes", "forecaster"}
         not_counted |= {"plan", "plan_mismatch"}  # which has been chosen, when it comes to a plan
+        not_counted |= {"max_streams", "total_memory_budget", "stream_policy", "stream_ttl"}  # of many streams, and it is for one
         parameters = inspect.signature(plan).parameters
         for name in set(self.NAMES) - {"num_steps"}:  # of a plan, the length of the run
             assert (name in parameters) == (name not in not_counted)

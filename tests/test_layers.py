@@ -37,6 +37,7 @@ GROUND = {
         f"{RUNTIME}.schedule",
         f"{RUNTIME}.placement",
         f"{RUNTIME}.forecasters",
+        f"{RUNTIME}.stream_limits",
     },
 }
 
