@@ -1,8 +1,10 @@
 """taylorseer_fx: a ``torch.compile`` backend that lets Diffusion Transformers forecast most of their denoising steps.
 
-model = torch.compile(model, backend=taylorseer_backend(order=2))
+accelerate(pipe, speedup=5.0)                                          # a pipeline of diffusers
+model = torch.compile(model, backend=taylorseer_backend(order=2))      # what it is made of
 """
 
+from taylorseer_fx.acceleration import Acceleration, Explanation, accelerate
 from taylorseer_fx.backend import Stats, TaylorSeerBackend, taylorseer_backend
 from taylorseer_fx.calibration import Calibration, Trial, calibrate
 from taylorseer_fx.errors import ConfigError, NoRegionsError, NothingCompiledError, PassError, TaylorSeerError, TaylorSeerWarning
@@ -14,8 +16,10 @@ from taylorseer_fx.residual_ops import register_residual_op
 from taylorseer_fx.version import __version__
 
 __all__ = [
+    "Acceleration",
     "Calibration",
     "ConfigError",
+    "Explanation",
     "FeatureInfo",
     "NoRegionsError",
     "NothingCompiledError",
@@ -30,6 +34,7 @@ __all__ = [
     "TaylorSeerWarning",
     "Trial",
     "__version__",
+    "accelerate",
     "calibrate",
     "plan",
     "register_residual_op",

@@ -43,6 +43,7 @@ except ImportError:
 
 __all__ = [
     "CAN_STORE",
+    "COMPILED_CALL",
     "AsyncCompile",
     "BundledCompiledForward",
     "BypassAOTAutogradCache",
@@ -100,6 +101,7 @@ without_function_mode: Callable[[], Any] = torch.overrides._pop_mode_temporarily
 inductor_compile: Callable[..., Any] = torch._inductor.compile
 list_options = torch._inductor.list_options
 list_mode_options = torch._inductor.list_mode_options
+COMPILED_CALL = "_compiled_call_impl"  # what Module.compile() sets on the instance
 OperatorNamespaces = (torch._ops._OpNamespace, torch._ops._Ops)
 
 
