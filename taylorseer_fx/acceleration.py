@@ -188,7 +188,7 @@ def _must_be_plain(target: Any, models: Mapping[str, nn.Module]) -> None:
     ConfigError: something in ``models`` is compiled.
     """
     for name, model in models.items():
-        if any(compiled_modules(model)):
+        if next(compiled_modules(model), None) is not None:
             allowed = "a pipeline or model that is neither accelerated nor compiled yet"
             got = f"{type(target).__name__}, whose {name} is"
             hint = (

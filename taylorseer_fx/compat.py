@@ -5,6 +5,7 @@ All are in torch 2.11, 2.12 and 2.13, on which `make matrix` runs the tests; whe
 
 from collections.abc import Callable
 from ctypes import byref, c_void_p
+from inspect import signature
 from typing import Any
 
 import torch
@@ -44,6 +45,7 @@ except ImportError:
 __all__ = [
     "CAN_STORE",
     "COMPILED_CALL",
+    "ISOLATED",
     "AsyncCompile",
     "BundledCompiledForward",
     "BypassAOTAutogradCache",
@@ -102,6 +104,8 @@ inductor_compile: Callable[..., Any] = torch._inductor.compile
 list_options = torch._inductor.list_options
 list_mode_options = torch._inductor.list_mode_options
 COMPILED_CALL = "_compiled_call_impl"  # what Module.compile() sets on the instance
+# Compilations of its own for one call of torch.compile, from torch 2.13 on; else all instances of a class share a limit of 8.
+ISOLATED = {"isolate_recompiles": True} if "isolate_recompiles" in signature(torch.compile).parameters else {}
 OperatorNamespaces = (torch._ops._OpNamespace, torch._ops._Ops)
 
 

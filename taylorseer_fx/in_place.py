@@ -10,13 +10,13 @@ from torch import nn
 
 from taylorseer_fx.attach_runs import Override
 from taylorseer_fx.backend import TaylorSeerBackend
-from taylorseer_fx.compat import COMPILED_CALL
+from taylorseer_fx.compat import COMPILED_CALL, ISOLATED
 from taylorseer_fx.errors import ConfigError
 
 
 def compile_whole(model: nn.Module, backend: TaylorSeerBackend) -> list[Override]:
-    """Compile ``model`` as one; returns what undoes it."""
-    model.compile(backend=backend)
+    """Compile ``model`` as one; returns what undoes it. Compiled and undone again and again, it never comes to Dynamo's limit."""
+    model.compile(backend=backend, **ISOLATED)
     return [_compiled(model)]
 
 
