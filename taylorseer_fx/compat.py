@@ -19,6 +19,8 @@ from torch._inductor.compile_fx import compile_fx, compile_fx_inner  # we take t
 from torch._inductor.decomposition import select_decomp_table
 from torch._inductor.inductor_prims import force_stride_order
 from torch._inductor.output_code import CompiledFxGraph, OutputCode  # what AOTAutograd stores
+from torch._inductor.runtime.cache_dir_utils import cache_dir as inductor_cache_folder
+from torch._inductor.runtime.cache_dir_utils import temporary_cache_dir as inductor_cache_in
 from torch._library.simple_registry import singleton as library_registry
 from torch._logging._internal import trace_structured
 from torch._ops import HigherOrderOperator, OpOverload, OpOverloadPacket
@@ -75,6 +77,8 @@ __all__ = [
     "functorch_config",
     "fx_graph_cse",
     "get_computation_dtype",
+    "inductor_cache_folder",
+    "inductor_cache_in",
     "inductor_compile",
     "inductor_config",
     "library_registry",
