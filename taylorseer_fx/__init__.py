@@ -4,11 +4,12 @@ accelerate(pipe, speedup=5.0)                                          # a pipel
 model = torch.compile(model, backend=taylorseer_backend(order=2))      # what it is made of
 """
 
-from taylorseer_fx.acceleration import Acceleration, Explanation, accelerate
+from taylorseer_fx.acceleration import accelerate
 from taylorseer_fx.backend import Stats, TaylorSeerBackend, taylorseer_backend
 from taylorseer_fx.calibration import Calibration, Trial, calibrate
 from taylorseer_fx.errors import ConfigError, NoRegionsError, NothingCompiledError, PassError, TaylorSeerError, TaylorSeerWarning
 from taylorseer_fx.explain import Report
+from taylorseer_fx.handle import Acceleration, Explanation
 from taylorseer_fx.numbers import FeatureInfo, RegionInfo
 from taylorseer_fx.plan_file import PlanFile
 from taylorseer_fx.planning import Plan, plan
