@@ -14,7 +14,7 @@ import taylorseer_fx
 PROMPT = "a red fox in the snow"
 ADAPTERS = {
     "realism": "XLabs-AI/flux-RealismLora",
-    "anime": "strangerzonehf/Flux-Animeo-v1-LoRA",
+    "ghibli": "alvarobartt/ghibli-characters-flux-lora",
 }
 
 
