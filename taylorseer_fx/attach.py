@@ -43,15 +43,14 @@ class Attachments:
         Raises:
             ConfigError: ``target`` is neither.
         """
-        if _is_pipeline(target):
+        if is_pipeline(target):
             self._attach_pipeline(target)
         elif is_modular(target):
             self._attach_modular(target)
         elif isinstance(target, nn.Module):
-            self._attach_model(_unwrapped(target), has_pipeline=False)
+            self._attach_model(unwrapped(target), has_pipeline=False)
         else:
-            hint = "A pipeline has components, and a progress_bar() or blocks."
-            raise ConfigError("pipe_or_model", "a diffusers pipeline or a torch.nn.Module", type(target).__name__, hint)
+            raise neither(target)
 
     def detach(self) -> None:
         """Leave everything as it was before."""
@@ -86,9 +85,8 @@ class Attachments:
         return self._pipelines[-1]
 
     def _attach_models(self, pipe: Any) -> None:
-        for component in pipe.components.values():
-            if isinstance(component, nn.Module):
-                self._attach_model(_unwrapped(component), has_pipeline=True)
+        for component in models_of(pipe).values():
+            self._attach_model(unwrapped(component), has_pipeline=True)
 
     def _attach_model(self, model: nn.Module, has_pipeline: bool) -> None:
         if model in self._attached:
@@ -133,11 +131,23 @@ class _ModelContexts:
         return reset_stateful_cache
 
 
-def _is_pipeline(target: Any) -> bool:
+def is_pipeline(target: Any) -> bool:
+    """Is ``target`` a pipeline with a loop of its own, not made of blocks?"""
     return callable(getattr(target, "progress_bar", None)) and hasattr(target, "components")
 
 
-def _unwrapped(model: nn.Module) -> nn.Module:
+def models_of(pipe: Any) -> dict[str, nn.Module]:
+    """The models among the components of ``pipe``, by name; those that it has not loaded are left out."""
+    return {name: component for name, component in pipe.components.items() if isinstance(component, nn.Module)}
+
+
+def neither(target: Any) -> ConfigError:
+    """The error for what is neither pipeline nor model."""
+    hint = "A pipeline has components, and a progress_bar() or blocks."
+    return ConfigError("pipe_or_model", "a diffusers pipeline or a torch.nn.Module", type(target).__name__, hint)
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
     """The module inside ``torch.compile``'s wrapper."""
     inner = getattr(model, "_orig_mod", model)
     return inner if isinstance(inner, nn.Module) else model

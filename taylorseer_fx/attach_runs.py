@@ -125,11 +125,14 @@ def opening(original: Method, begin: Callable[[int | None], End]) -> Method:
     def progress_bar(*args: Any, **kwargs: Any) -> Any:
         bar = original(*args, **kwargs)
         end, reference = begin(getattr(bar, "total", None)), weakref.ref(bar)  # weak: in a cycle the bar would be collected late
+        close_before = vars(bar).get("close")  # of another backend, which is attached to the pipeline, too
 
         def close_and_end(*args: Any, **kwargs: Any) -> None:
             end()
             bar = reference()
-            if bar is not None:
+            if close_before is not None:
+                close_before(*args, **kwargs)
+            elif bar is not None:
                 type(bar).close(bar, *args, **kwargs)
 
         bar.close = close_and_end

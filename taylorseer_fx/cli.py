@@ -16,7 +16,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="taylorseer-fx", description="Forecast most steps of a Diffusion Transformer.")
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", required=True)
-    for add in (_add_demo, _add_plan, _add_calibrate, _add_bench):
+    for add in (_add_demo, _add_plan, _add_calibrate, _add_bench, _add_doctor):
         add(commands)
     args = parser.parse_args(argv)
     run: Callable[[argparse.Namespace], int] = args.run
@@ -173,6 +173,18 @@ def _bench(args: argparse.Namespace) -> int:
     settings = MeasureSettings(args.rounds, args.warm_start, args.samples)
     run_bench(args.workloads or DEFAULT, settings, args.out, Console(), args.methods)
     return 0
+
+
+def _add_doctor(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    text = "versions, machine, compilers, caches and a self-test of seconds: what a bug report needs"
+    commands.add_parser("doctor", help=text).set_defaults(run=_doctor)
+
+
+def _doctor(_args: argparse.Namespace) -> int:
+    with _without_torchao():
+        from taylorseer_fx.doctor import examine
+
+        return 0 if examine(lambda text: print(text, flush=True)) else 1
 
 
 def _unknown(what: str, got: str | None, known: Sequence[str]) -> int:

@@ -5,6 +5,7 @@ All are in torch 2.11, 2.12 and 2.13, on which `make matrix` runs the tests; whe
 
 from collections.abc import Callable
 from ctypes import byref, c_void_p
+from inspect import signature
 from typing import Any
 
 import torch
@@ -18,6 +19,8 @@ from torch._inductor.compile_fx import compile_fx, compile_fx_inner  # we take t
 from torch._inductor.decomposition import select_decomp_table
 from torch._inductor.inductor_prims import force_stride_order
 from torch._inductor.output_code import CompiledFxGraph, OutputCode  # what AOTAutograd stores
+from torch._inductor.runtime.cache_dir_utils import cache_dir as inductor_cache_folder
+from torch._inductor.runtime.cache_dir_utils import temporary_cache_dir as inductor_cache_in
 from torch._library.simple_registry import singleton as library_registry
 from torch._logging._internal import trace_structured
 from torch._ops import HigherOrderOperator, OpOverload, OpOverloadPacket
@@ -43,6 +46,8 @@ except ImportError:
 
 __all__ = [
     "CAN_STORE",
+    "COMPILED_CALL",
+    "ISOLATED",
     "AsyncCompile",
     "BundledCompiledForward",
     "BypassAOTAutogradCache",
@@ -72,6 +77,8 @@ __all__ = [
     "functorch_config",
     "fx_graph_cse",
     "get_computation_dtype",
+    "inductor_cache_folder",
+    "inductor_cache_in",
     "inductor_compile",
     "inductor_config",
     "library_registry",
@@ -100,6 +107,9 @@ without_function_mode: Callable[[], Any] = torch.overrides._pop_mode_temporarily
 inductor_compile: Callable[..., Any] = torch._inductor.compile
 list_options = torch._inductor.list_options
 list_mode_options = torch._inductor.list_mode_options
+COMPILED_CALL = "_compiled_call_impl"  # what Module.compile() sets on the instance
+# Compilations of its own for one call of torch.compile, from torch 2.13 on; else all instances of a class share a limit of 8.
+ISOLATED = {"isolate_recompiles": True} if "isolate_recompiles" in signature(torch.compile).parameters else {}
 OperatorNamespaces = (torch._ops._OpNamespace, torch._ops._Ops)
 
 

@@ -246,6 +246,20 @@ class TestTwoPipelines:
         pipe.transformer = first
         assert equal(pipe(), clean)
 
+    @pytest.mark.parametrize("how", ["closed", "iterated"])
+    def test_a_run_ends_for_each_backend(self, how):
+        """Closing the bar of two backends ended the run of the last one only; buffers of the first stayed, and its scope."""
+        backend, pipe = attached()
+        other = attached(pipe.transformer._orig_mod)[0]
+        other.attach(pipe)
+        for _ in range(2):
+            if how == "closed":
+                pipe()
+            else:
+                list(pipe.progress_bar([3, 2, 1]))
+            assert [each._runtime.scopes.get() for each in (backend, other)] == [None, None]
+            assert backend.stats().buffer_bytes == 0
+
 
 class TestTheStepIndex:
     """A GPU would have to be waited for to read a timestep; the scheduler's index is on the host."""
