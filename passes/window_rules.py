@@ -47,9 +47,13 @@ def rule_of(node: fx.Node) -> Rule | None:
         return _GETITEM.get(packet(node.all_input_nodes[0]))
     if packet(node) in _RULES:
         return _RULES[packet(node)]
+    return _POINTWISE if is_pointwise(node) else None
+
+
+def is_pointwise(node: fx.Node) -> bool:
+    """Is each element made of the same element of every operand, once these are broadcast, in the same way each time?"""
     tags = getattr(node.target, "tags", ())
-    is_pointwise = torch.Tag.pointwise in tags and torch.Tag.nondeterministic_seeded not in tags
-    return _POINTWISE if is_pointwise or packet(node) in CASTS else None
+    return packet(node) in CASTS or (torch.Tag.pointwise in tags and torch.Tag.nondeterministic_seeded not in tags)
 
 
 def _arg(node: fx.Node, position: int, default: Any = None) -> Any:

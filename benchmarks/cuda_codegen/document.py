@@ -22,9 +22,6 @@ spills of every configuration that a kernel may be launched with. bfloat16, orde
 Registers are the most of any configuration, occupancy is the least that they leave room for, and a kernel counts as spilling if
 one of its configurations does. Plain `torch.compile` has kernels of low occupancy, too: those that embed positions, and those
 that read the convolution of the patches.
-
-What is left: after FLUX.1-dev's last double block text and image are joined before the feature is read, so this one feature of 76
-is still copied by a kernel of its own.
 """
 HEADER = ("graph", "", "launches", "Triton", "library", "MB", "over the fewest", "copies", "spilling", "registers", "occupancy")
 
