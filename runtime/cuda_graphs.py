@@ -23,12 +23,12 @@ lay is right to be used. Weights moved or loaded anew (LoRA, offload, ``.to()``)
 compared in every call; the logger ``taylorseer_fx`` at DEBUG (``TORCH_LOGS="+taylorseer_fx"``) says besides which input moved,
 and checks at every replay shapes, strides and dtypes of the static inputs and that staging memory is where it was.
 
-Snapshots take turns, so each buffer's role moves by one place after a full step, and ``order + 1`` captures of each kind serve
-a stream. The alternative is one forecast capture that reads the buffers in fixed places, with the coefficients permuted. It adds
-in another order after each turn: the same step of the next generation would round otherwise, and a forecast with CUDA graphs
-otherwise than one without. And the full step needs its captures anyway, unless the newest snapshot were copied about. What the
-captures cost is the time to make them; their memory is that of the largest, since each allocates from what the one before left
-in the pool.
+Snapshots take turns: a full step writes over the oldest. A forecast reads the buffers in fixed places, and the coefficients take
+turns in their stead, so one capture serves all forecasts of a stream. It adds in another order after each turn, with and without
+CUDA graphs alike; a generation begins in the places of the one before, so the same step of each rounds the same. A full step
+writes to another place each time, and needs ``order + 1`` captures, unless the newest snapshot were copied about. What captures
+cost is the time to make them; their memory is that of the largest, since each allocates from what the one before left in the
+pool.
 
 Why not Inductor's CUDA graph trees (``torch/_inductor/cudagraph_trees.py``), which come with ``mode="reduce-overhead"``? They
 guard outputs instead of copying them: a model output that a multistep scheduler keeps is invalid at the next step (an error,

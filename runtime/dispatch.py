@@ -93,29 +93,35 @@ class Dispatcher:
             runtime.notify("full_steps", state.schedule.beyond_text(step))
         history = state.history.after_full(step, gap, state.schedule.warmup_steps)
         runtime.counters.calls[StepKind.FULL] += 1
-        outputs = self._run(self._full_variant, args, (None, history.update_coefficients(gap)), state)
+        buffers = state.by_age(runtime.storage.num_buffers)
+        outputs = self._run(self._full_variant, args, (None, history.update_coefficients(gap)), buffers, state.layout)
         state.last_full, state.history = step, history
         if not runtime.storage.keeps_differences:  # the oldest snapshots were written over, and are the newest now
-            oldest = len(state.buffers) - len(state.buffers) // runtime.storage.num_buffers
-            state.buffers = state.buffers[oldest:] + state.buffers[:oldest]
+            state.turns = (state.turns + 1) % runtime.storage.num_buffers
         if runtime.on_full is not None:
             runtime.on_full(state, step)
         return outputs
 
     def _forecast(self, step: int, state: StreamState, args: list[Argument]) -> Sequence[Any]:
         runtime = self._runtime
-        coefficients = state.history.forecast_coefficients(step - state.last_full)
+        by_age = state.history.forecast_coefficients(step - state.last_full)
+        in_place = by_age[state.turns :] + by_age[: state.turns]
         runtime.counters.calls[StepKind.FORECAST] += 1
-        return self._run(self._forecast_variant, args, (coefficients, ()), state)
+        return self._run(self._forecast_variant, args, (in_place, ()), state.buffers, state.layout)
 
     def _run(
-        self, variant: CompiledVariant, args: list[Argument], coefficients: tuple[Row | None, Row], state: StreamState
+        self,
+        variant: CompiledVariant,
+        args: list[Argument],
+        coefficients: tuple[Row | None, Row],
+        buffers: list[Tensor],
+        layout: Layout,
     ) -> Sequence[Any]:
         """``coefficients``: of the polynomial, and reciprocal gaps, as far as this kind of step is given them."""
         tensors = [self._tensor(row) if row else None for row in coefficients[: self._num_coefficients]]
-        inputs = list(variant.pick((*args, *tensors, *state.buffers)))
+        inputs = list(variant.pick((*args, *tensors, *buffers)))
         args.clear()
-        return variant.run(inputs) if variant.captured is None else variant.captured(inputs, state.layout[1])
+        return variant.run(inputs) if variant.captured is None else variant.captured(inputs, layout[1])
 
     def _tensor(self, values: Row) -> Tensor:
         """A small tensor of coefficients. Few distinct ones exist, so each is made once, for each stream of the device."""

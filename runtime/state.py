@@ -43,7 +43,8 @@ class Counters:
 class StreamState:
     """One stream in one place of the model, in one generation; ``layout`` tells the graph and the sizes it was last used with.
 
-    ``cuda_streams``: those that its buffers were used on, first the one that they were allocated on.
+    ``cuda_streams``: those that its buffers were used on, first the one that they were allocated on. ``turns``: how often a full
+    step wrote over the oldest snapshots, less whole rounds; a generation begins with none, in the same places as the one before.
     """
 
     generation: int
@@ -55,6 +56,12 @@ class StreamState:
     schedule: Schedule
     last_full: int = 0
     last_used: int = 0
+    turns: int = 0
+
+    def by_age(self, num_buffers: int) -> list[Tensor]:
+        """The buffers of the newest snapshots first, ``num_buffers`` for each feature."""
+        newest = len(self.buffers) // num_buffers * (num_buffers - self.turns)
+        return self.buffers[newest:] + self.buffers[:newest]
 
 
 @dataclass
@@ -97,8 +104,8 @@ class Runtime:
 
     def capture_with(self, api: GraphApi) -> None:
         """Run what is on devices of ``api`` by captures."""
-        turns = 1 if self.storage.keeps_differences else self.storage.num_buffers
-        self.cuda_graphs = CudaGraphs(api, self.notify, turns * len(StepKind), lambda: self.peak_states)
+        turns = 1 if self.storage.keeps_differences else self.storage.num_buffers  # of the full step; one capture forecasts
+        self.cuda_graphs = CudaGraphs(api, self.notify, turns + 1, lambda: self.peak_states)
 
     def schedule_from(self, step: int) -> Schedule:
         """The schedule of a generation that begins now, at ``step`` of its run.

@@ -221,7 +221,7 @@ class _Recorder:
         if last >= self.num_steps:
             return
         _, rows = self._seen.setdefault(id(state), (state, []))
-        newest = state.buffers[: len(state.buffers) // self.num_buffers]
+        newest = state.by_age(self.num_buffers)[: len(state.buffers) // self.num_buffers]
         rows.append(torch.cat([_part(buffer) for buffer in newest]))
         products = (torch.stack(rows) @ rows[-1]).double().cpu().numpy()
         self.gram[last, first : last + 1] += products
