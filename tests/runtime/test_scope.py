@@ -112,3 +112,51 @@ def test_tasks_have_their_own():
         return await asyncio.gather(request("a"), request("b"))
 
     assert asyncio.run(serve()) == [["a"] * 3, ["b"] * 3]
+
+
+class TestOpenAndClose:
+    """Whoever counts the open blocks is told of each once, by the names that it goes by."""
+
+    def test_told_of_each(self):
+        told = []
+        scopes = ScopeVariable(
+            lambda scope: told.append(("+", scope.name, scope.root)), lambda scope: told.append(("-", scope.name))
+        )
+        with scopes.entered(Scope("a")), scopes.entered(Scope("b")):
+            pass
+        leave = scopes.begin(Scope("run"))
+        scopes.begin(Scope("another"))
+        leave()
+        leave()
+        assert told == [
+            ("+", "a", "a"),
+            ("+", "a/b", "a"),
+            ("-", "a/b"),
+            ("-", "a"),
+            ("+", "run", "run"),
+            ("+", "run/another", "run"),
+            ("-", "run"),
+        ]
+
+    def test_may_refuse(self):
+        def refuse(_scope):
+            raise ValueError("full")
+
+        scopes = ScopeVariable(refuse, lambda scope: pytest.fail("was never open"))
+        with pytest.raises(ValueError, match="full"), scopes.entered(Scope("a")):
+            pytest.fail("entered")
+        with pytest.raises(ValueError, match="full"):
+            scopes.begin(Scope("a"))
+        assert scopes.get() is None
+
+    @pytest.mark.parametrize(
+        ("outer", "inner", "told_by"),
+        [
+            (Scope("a", 1, told_by="a"), Scope("b"), "a"),
+            (Scope("a", 1, told_by="a"), Scope("b", 2, told_by="b"), "a/b"),
+            (Scope("a", 1, told_by="a"), Scope("b", 2), None),
+            (Scope("a"), Scope("b", 2, told_by="b"), "a/b"),
+        ],
+    )
+    def test_who_told_the_step(self, outer, inner, told_by):
+        assert inner.inside(outer).told_by == told_by
