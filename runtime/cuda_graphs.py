@@ -203,7 +203,8 @@ class CapturedVariant:
     def describe(self) -> str:
         """For people: how many captures there are, or why there are none."""
         obstacles = dict.fromkeys(filter(None, (self._obstacle, *(shape.obstacle for shape in self.shapes.values()))))
-        made = [f"{len(self.captures())} captures"] if self.captures() or not obstacles else []
+        count = len(self.captures())
+        made = [f"{count} capture{'' if count == 1 else 's'}"] if count or not obstacles else []
         return f"{self._name}: " + "; ".join([*made, *(f"as compiled, since {obstacle}" for obstacle in obstacles)])
 
     def say_not_captured(self, obstacle: str) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.fidelity.cells import GRANULARITIES, HEADLINE, PAPER, Cell, calibrations, cells, ways
-from benchmarks.fidelity.subjects import Compiled, Noise, decibels
+from benchmarks.fidelity.subjects import SUBJECTS, Compiled, Noise, decibels
 from taylorseer_fx import calibrate
 from taylorseer_fx.bench.frechet import distance_from_real
 from taylorseer_fx.bench.results import describe_machine
@@ -26,11 +26,29 @@ FRECHET_BATCHES = 10  # of HELD_OUT's size
 Say = Callable[[str], None]
 
 
-class Record:
-    """The figures found so far, in a JSON file."""
+RESULTS = Path(__file__).parents[1] / "results"
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+
+def results_path(model: str) -> Path:
+    """The record of a model."""
+    return RESULTS / f"fidelity-{model}.json"
+
+
+def recorded() -> dict[str, Any]:
+    """The records of both models as one: settings and machine are those of the first."""
+    first, *others = (json.loads(results_path(subject.name).read_text()) for subject in SUBJECTS)
+    for other in others:
+        for group in ("cells", "frechet"):
+            first[group] |= other[group]
+    content: dict[str, Any] = first
+    return content
+
+
+class Record:
+    """The figures of a model found so far, in a JSON file."""
+
+    def __init__(self, model: str) -> None:
+        self.path = path = results_path(model)
         self.content: dict[str, Any] = (
             json.loads(path.read_text())
             if path.exists()

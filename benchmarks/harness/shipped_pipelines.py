@@ -32,7 +32,8 @@ class _ShippedPipeline(DiffusionPipeline):  # type: ignore[misc]
             seed=seed,
         )
         with self.progress_bar(total=num_inference_steps) as bar:
-            for samples in steps:
+            for latents in steps:
+                samples = latents
                 bar.update()
         return (samples,)
 

@@ -1,6 +1,5 @@
-"""The table of how near forecasts come: what a cell is, that it is what a run by hand gives, and that the page is the record's."""
+"""The table of how near forecasts come: a cell is what a run by hand gives, and the page is the record's."""
 
-import json
 from pathlib import Path
 
 import pytest
@@ -8,12 +7,12 @@ import torch
 
 from benchmarks.fidelity.cells import GRANULARITIES, PAPER, Cell, cells, papers_list, ways
 from benchmarks.fidelity.document import Figures, page
+from benchmarks.fidelity.measure import recorded
 from benchmarks.fidelity.subjects import SUBJECTS, Compiled, Noise, decibels
 from taylorseer_fx import taylorseer_backend
 from taylorseer_fx.runtime.schedule import Schedule
 
-ROOT = Path(__file__).parents[2]
-RESULTS = ROOT / "benchmarks" / "results" / "fidelity.json"
+PAGE = Path(__file__).parents[2] / "docs" / "fidelity.md"
 
 
 @pytest.mark.parametrize("granularity", GRANULARITIES)
@@ -64,4 +63,4 @@ def test_gains_are_over_the_best_of_what_is_named():
 
 
 def test_the_page_is_the_records():
-    assert (ROOT / "docs" / "fidelity.md").read_text() == page(json.loads(RESULTS.read_text()))
+    assert PAGE.read_text() == page(recorded())

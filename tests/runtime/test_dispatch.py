@@ -212,7 +212,7 @@ class TestCalls:
         """
         h = harness(Schedule(4, 2))
         generate(h.dispatcher(), 8)
-        assert h.coefficients[:6] == [(), (), (2, -1, 0), (3, -2, 0), (4, -3, 0), ()]
+        assert h.coefficients[:6] == [(), (), (0, 2, -1), (0, 3, -2), (0, 4, -3), ()]  # the newest in the second place
         for k in (1, 2):
             d0, d1, d2 = (1, 0, 0), (1 / 4, -1 / 4, 0), (1 / 16, -1 / 16 - 1 / 4, 1 / 4)
             assert h.coefficients[5 + k] == pytest.approx([a + k * b + k * k / 2 * c for a, b, c in zip(d0, d1, d2, strict=True)])
@@ -254,7 +254,7 @@ class TestCalls:
         assert h.runtime.buffer_bytes == 3 * 8
 
     def test_snapshots_take_turns(self):
-        """A full step writes over the oldest and finds it first, as the newest, from then on; the others age by one place.
+        """A full step is given the newest first, and writes over the oldest, which is the last; forecasts find all in their places.
 
         A stand-in writes its call's number, so what is found at steps 0 to 7 are the numbers of the last full calls.
         """
@@ -263,14 +263,15 @@ class TestCalls:
         assert h.kinds == "FTFTFTFT"
         assert [call.found for call in h.calls] == [
             [0, 0, 0, 0, 0, 0],
+            [0, 0, 0, 0, 1, 1],
             [1, 1, 0, 0, 0, 0],
-            [1, 1, 0, 0, 0, 0],
-            [3, 3, 1, 1, 0, 0],
+            [0, 0, 3, 3, 1, 1],
             [3, 3, 1, 1, 0, 0],
             [5, 5, 3, 3, 1, 1],
             [5, 5, 3, 3, 1, 1],
-            [7, 7, 5, 5, 3, 3],
+            [5, 5, 3, 3, 7, 7],
         ]
+        assert all(list(map(id, call.buffers)) == list(map(id, h.calls[0].buffers)) for call in h.calls[1::2])
         assert [id(buffer) for buffer in h.calls[0].buffers] == [id(buffer) for buffer in h.calls[6].buffers]
 
     def test_a_failed_full_step_turns_nothing(self):
@@ -282,7 +283,7 @@ class TestCalls:
         with pytest.raises(RuntimeError, match="out of memory"):
             dispatcher([X, torch.tensor([998.0])])
         generate(dispatcher, 2, start=997.0)
-        assert [call.found for call in h.calls[3:]] == [[0, 0, 0], [4, 0, 0]]
+        assert [call.found for call in h.calls[3:]] == [[0, 0, 0], [0, 0, 4]]
 
     def test_coefficient_tensors_are_made_once(self):
         """The steady state allocates nothing."""
@@ -310,10 +311,10 @@ class TestStreams:
         generate(dispatcher, 3)
         generate(dispatcher, 3)
         assert h.kinds == "FTTFTT"
-        assert h.coefficients[4] == h.coefficients[1] == (1, 0, 0)
+        assert h.coefficients[4] == h.coefficients[1] == (0, 0, 1)
         assert {b.data_ptr() for b in h.calls[3].buffers} == {b.data_ptr() for b in h.calls[0].buffers}
         assert h.calls[0].found == h.calls[3].found == [0.0, 0.0, 0.0]
-        assert h.calls[1].found == [1.0, 0.0, 0.0]
+        assert h.calls[1].found == [0.0, 0.0, 1.0]
 
     def test_names_have_buffers_of_their_own(self):
         h = harness(Schedule(3, 1))
