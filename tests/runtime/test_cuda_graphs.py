@@ -68,7 +68,8 @@ class TestReplays:
     )
     def test_generations(self, settings, num_captures):
         """The first call of each kind warms up; then a capture of the full step for every turn of the buffers, and one that
-        forecasts: steps, gaps and orders are data. Outputs are those of the compiled variants, to the bit, and the caller's for good.
+        forecasts: steps, gaps and orders are data. Outputs are those of the compiled variants, to the bit, and the caller's for
+        good.
         """
         subject = Subject(**settings)
         first = subject.generate()

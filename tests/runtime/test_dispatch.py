@@ -254,7 +254,7 @@ class TestCalls:
         assert h.runtime.buffer_bytes == 3 * 8
 
     def test_snapshots_take_turns(self):
-        """A full step is given the newest first, and writes over the oldest, which is the last; forecasts find all in their places.
+        """A full step is given the newest first and writes over the oldest, the last; forecasts find all in their places.
 
         A stand-in writes its call's number, so what is found at steps 0 to 7 are the numbers of the last full calls.
         """
