@@ -1,7 +1,7 @@
 """Runs by a plan file: the schedule that it gives, and whether model and run are those that it was made for."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,14 +14,19 @@ from taylorseer_fx.runtime.schedule import Schedule
 
 
 def signature_of(numbers: GraphNumbers) -> GraphSignature:
-    """What a plan notes of a compiled graph."""
+    """What a plan notes of a compiled graph; not how many samples are made at once, which changes nothing for any of them."""
     kinds = Counter(region.kind for region in numbers.regions)
     features = Counter(
-        f"{str(feature.dtype).removeprefix('torch.')}{list(feature.shape)}"
+        f"{str(feature.dtype).removeprefix('torch.')}[{', '.join(_sizes(feature.shape))}]"
         for region in numbers.regions
         for feature in region.features
     )
     return GraphSignature(tuple(sorted(kinds.items())), tuple(f"{count} {text}" for text, count in sorted(features.items())))
+
+
+def _sizes(shape: Sequence[object]) -> list[str]:
+    """Of a feature ``[batch, ..., width]``; one of two dimensions has its tokens first, and all count."""
+    return ["*" if i == 0 and len(shape) > 2 else str(size) for i, size in enumerate(shape)]
 
 
 @dataclass(frozen=True)

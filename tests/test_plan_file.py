@@ -182,6 +182,18 @@ class TestMismatch:
         assert text == "the guidance scale: the plan is for 3.5, here is 7.0"
         assert not list(replace(planned, runs=None).differences_of_run(run))
 
+    @pytest.mark.parametrize(("sizes", "message"), [({"batch": 5}, None), ({"length": 9}, r"here is .*\[\*, 9, 32\]")])
+    def test_of_sizes(self, planned, sizes, message):
+        """Another number of samples is no other model; another number of tokens is."""
+        backend = taylorseer_backend(compiler="eager", plan=replace(planned, runs=None), speedup=2)
+        model = torch.compile(tiny(), backend=backend, fullgraph=True)
+        if message is None:
+            model(**tiny_inputs(0, num_steps=NUM_STEPS, **sizes))
+            assert backend.stats().full_calls == 1
+        else:
+            with pytest.raises(ConfigError, match=message):
+                model(**tiny_inputs(0, num_steps=NUM_STEPS, **sizes))
+
     def test_neither_error_nor_warning(self):
         with pytest.raises(ConfigError, match="plan_mismatch must be 'error' or 'warn', got 'ignore'"):
             taylorseer_backend(plan_mismatch="ignore")

@@ -29,10 +29,12 @@ are drawn here. *fewer steps* are as many steps as the others execute, all in fu
 
 ## Three settings, guidance 2
 
+{headline_count} pictures of yet other noise: decibels of all pictures together / mean over pictures / worst picture.
+
 {headline}
 
-Frechet distance from the real pictures, in a classifier's features (modules, {frechet_count} pictures each; no Inception
-distance: compare the figures of a row with each other only):
+Frechet distance of the same pictures from the real ones, in a classifier's features (no Inception distance: compare the figures
+of a row with each other only):
 
 {frechet}
 
@@ -87,14 +89,16 @@ class Figures:
         there = [other for kind in others if (other := Cell(*cell.setting, kind)) in self]
         return self.mean(cell) - max(map(self.mean, there)) if there and cell in self else None
 
+    def headline(self, cell: Cell) -> dict[str, float]:
+        """Of a setting on many pictures: "all_db", "mean_db", "worst_db" and "frechet"."""
+        found: dict[str, float] = self.content["headline"][self._key(cell)]
+        return found
+
     @staticmethod
     def _key(cell: Cell) -> str:
-        """Runs of fewer steps are the same for all granularities."""
-        return Cell(cell.model, GRANULARITIES[0], *cell.setting[2:], cell.kind).key if cell.kind == "fewer steps" else cell.key
-
-    def frechet(self, cell: Cell) -> float:
-        value: float = self.content["frechet"][self._key(cell)]["frechet"]
-        return value
+        """Runs in full, of fewer steps too, are the same for all granularities."""
+        is_shared = cell.kind in ("fewer steps", "in full")
+        return Cell(cell.model, GRANULARITIES[0], *cell.setting[2:], cell.kind).key if is_shared else cell.key
 
 
 def page(content: dict[str, Any]) -> str:
@@ -107,7 +111,7 @@ def page(content: dict[str, Any]) -> str:
         calibration_count=calibrated_on["count"],
         headline=_headline(figures),
         frechet=_frechet(figures),
-        frechet_count=held_out["count"] * content["settings"]["frechet_batches"],
+        headline_count=held_out["count"] * content["settings"]["headline_batches"],
         eight=_eight(figures),
         gains=_gains(figures),
         summary=_summary(figures),
@@ -123,36 +127,31 @@ def _table(header: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1) 
 
 
 def _headline(figures: Figures) -> str:
-    rows = [
-        (
-            subject.name,
-            granularity,
-            f"{num_full} of {num_steps}",
-            *(
-                _mean_and_worst(figures, Cell(subject.name, granularity, num_steps, 2.0, num_full, kind))
-                for kind in HEADLINE_KINDS
-            ),
-        )
-        for subject in SUBJECTS
-        for granularity in GRANULARITIES
-        for num_steps, num_full in HEADLINE
-    ]
+    rows = []
+    for subject in SUBJECTS:
+        for granularity in GRANULARITIES:
+            for num_steps, num_full in HEADLINE:
+                cells = [Cell(subject.name, granularity, num_steps, 2.0, num_full, kind) for kind in HEADLINE_KINDS]
+                where = f"{num_full} of {num_steps}"
+                rows.append((subject.name, granularity, where, *(_all_mean_worst(figures.headline(cell)) for cell in cells)))
     return _table(("model", "granularity", "full steps", "paper", "default", "calibrated", "fewer steps"), rows, left=3)
 
 
-def _mean_and_worst(figures: Figures, cell: Cell) -> str:
-    found = figures.of(cell)
-    return f"{found['mean_db']:.1f} ({found['worst_db']:.1f})"
+def _all_mean_worst(found: dict[str, float]) -> str:
+    return f"{found['all_db']:.1f} / {found['mean_db']:.1f} / {found['worst_db']:.1f}"
 
 
 def _frechet(figures: Figures) -> str:
     kinds = ("in full", *HEADLINE_KINDS)
     rows = []
     for subject in SUBJECTS:
-        for num_steps, num_full in HEADLINE:
-            cells = [Cell(subject.name, GRANULARITIES[0], num_steps, 2.0, num_full, kind) for kind in kinds]
-            rows.append((subject.name, f"{num_full} of {num_steps}", *(f"{figures.frechet(cell):.2f}" for cell in cells)))
-    return _table(("model", "full steps", *(kind.removesuffix(", warm-up 3") for kind in kinds)), rows, left=2)
+        for granularity in GRANULARITIES:
+            for num_steps, num_full in HEADLINE:
+                cells = [Cell(subject.name, granularity, num_steps, 2.0, num_full, kind) for kind in kinds]
+                where = f"{num_full} of {num_steps}"
+                rows.append((subject.name, granularity, where, *(f"{figures.headline(cell)['frechet']:.2f}" for cell in cells)))
+    header = ("model", "granularity", "full steps", *(kind.removesuffix(", warm-up 3") for kind in kinds))
+    return _table(header, rows, left=3)
 
 
 def _eight(figures: Figures) -> str:

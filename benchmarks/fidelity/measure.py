@@ -13,15 +13,17 @@ from torch import Tensor
 from benchmarks.fidelity.cells import GRANULARITIES, HEADLINE, PAPER, Cell, calibrations, cells, ways
 from benchmarks.fidelity.subjects import SUBJECTS, Compiled, Noise, decibels
 from taylorseer_fx import calibrate
+from taylorseer_fx.bench.fidelity import psnr
 from taylorseer_fx.bench.frechet import distance_from_real
 from taylorseer_fx.bench.results import describe_machine
+from taylorseer_fx.runtime.placement import AnySchedule
 from taylorseer_fx.runtime.schedule import Schedule
 from taylorseer_fx.shipped import Shipped
 from taylorseer_fx.trials import IN_FULL
 
 HELD_OUT = Noise(seed=20261127)
-CALIBRATED_ON = Noise(seed=1, classes=(0, 1, 2, 3, 4), count=10)
-FRECHET_BATCHES = 10  # of HELD_OUT's size
+CALIBRATED_ON = Noise(seed=1, classes=(0, 1, 2, 3, 4), count=20)
+HEADLINE_BATCHES = 10  # of other noise, each of HELD_OUT's size
 
 Say = Callable[[str], None]
 
@@ -38,7 +40,7 @@ def recorded() -> dict[str, Any]:
     """The records of both models as one: settings and machine are those of the first."""
     first, *others = (json.loads(results_path(subject.name).read_text()) for subject in SUBJECTS)
     for other in others:
-        for group in ("cells", "frechet"):
+        for group in ("cells", "headline"):
             first[group] |= other[group]
     content: dict[str, Any] = first
     return content
@@ -52,7 +54,7 @@ class Record:
         self.content: dict[str, Any] = (
             json.loads(path.read_text())
             if path.exists()
-            else {"machine": describe_machine(), "settings": _settings(), "cells": {}, "frechet": {}}
+            else {"machine": describe_machine(), "settings": _settings(), "cells": {}, "headline": {}}
         )
         if self.content["settings"] != _settings():
             raise ValueError(f"{path} holds figures of other settings: move it away to begin anew")
@@ -64,7 +66,7 @@ class Record:
 
 def _settings() -> dict[str, Any]:
     settings: dict[str, Any] = json.loads(
-        json.dumps({"held_out": asdict(HELD_OUT), "calibrated_on": asdict(CALIBRATED_ON), "frechet_batches": FRECHET_BATCHES})
+        json.dumps({"held_out": asdict(HELD_OUT), "calibrated_on": asdict(CALIBRATED_ON), "headline_batches": HEADLINE_BATCHES})
     )
     return settings
 
@@ -74,7 +76,7 @@ def measure(subject: Shipped, granularity: str, record: Record, say: Say, compil
     runner = _Runner(Compiled(subject, granularity, compiler), record, say)
     runner.plain_cells()
     runner.calibrated_cells()
-    runner.frechet()
+    runner.headline()
 
 
 class _Runner:
@@ -130,20 +132,47 @@ class _Runner:
         self._record.put("cells", cell.key, content)
         self._say(f"{cell.key}: {content['mean_db']:.1f} dB, worst {content['worst_db']:.1f}")
 
-    def frechet(self) -> None:
-        """Distances from the real pictures in the headline settings, of modules."""
+    def headline(self) -> None:
+        """The headline settings on many pictures: decibels of each, of all together, and the distance from the real ones."""
         name, granularity = self._compiled.subject.name, self._compiled.granularity
-        for num_steps, num_full in HEADLINE if granularity == GRANULARITIES[0] else ():
+        for num_steps, num_full in HEADLINE:
             cells = {kind: Cell(name, granularity, num_steps, 2.0, num_full, kind) for kind in (PAPER, "default", "calibrated")}
             lists = {kind: tuple(self._record.content["cells"][cell.key]["full_steps"]) for kind, cell in cells.items()}
             schedules = {kind: (num_steps, Schedule(full_steps=steps, num_steps=num_steps)) for kind, steps in lists.items()}
-            schedules |= {"in full": (num_steps, IN_FULL), "fewer steps": (num_full, IN_FULL)}
+            if granularity == GRANULARITIES[0]:
+                schedules |= {"in full": (num_steps, IN_FULL), "fewer steps": (num_full, IN_FULL)}
             for kind, (steps, schedule) in schedules.items():
                 key = Cell(name, granularity, num_steps, 2.0, num_full, kind).key
-                if key not in self._record.content["frechet"]:
-                    self._record.put("frechet", key, self._distance(steps, schedule))
+                if key not in self._record.content["headline"]:
+                    figures = self._on_many(steps, schedule, num_steps)
+                    self._record.put("headline", key, figures)
+                    self._say(f"{key}: {figures}")
 
-    def _distance(self, num_steps: int, schedule: Schedule) -> dict[str, Any]:
-        batches = [Noise(HELD_OUT.seed + 1 + i) for i in range(FRECHET_BATCHES)]
-        pictures = torch.cat([self._compiled.draw(noise, num_steps, 2.0, schedule) for noise in batches])
-        return {"num_samples": len(pictures), "frechet": round(distance_from_real(self._compiled.subject, pictures), 3)}
+    def _on_many(self, steps: int, schedule: Schedule, num_steps: int) -> dict[str, Any]:
+        reference = many_in_full(self._compiled, num_steps)
+        pictures = reference if (steps, schedule) == (num_steps, IN_FULL) else many(self._compiled, steps, schedule)
+        each = decibels(pictures, reference)
+        return {
+            "num_samples": len(pictures),
+            "mean_db": round(float(each.mean()), 2),
+            "worst_db": round(float(each.min()), 2),
+            "all_db": round(min(psnr(pictures, reference), 100.0), 2),
+            "frechet": round(distance_from_real(self._compiled.subject, pictures), 3),
+        }
+
+
+def many(compiled: Compiled, num_steps: int, schedule: AnySchedule) -> Tensor:
+    """Pictures of ``HEADLINE_BATCHES`` noises, at guidance 2."""
+    batches = [Noise(HELD_OUT.seed + 1 + i) for i in range(HEADLINE_BATCHES)]
+    return torch.cat([compiled.draw(noise, num_steps, 2.0, schedule) for noise in batches])
+
+
+_IN_FULL: dict[tuple[str, int], Tensor] = {}
+
+
+def many_in_full(compiled: Compiled, num_steps: int) -> Tensor:
+    """The same, every step in full: drawn once for both granularities."""
+    key = compiled.subject.name, num_steps
+    if key not in _IN_FULL:
+        _IN_FULL[key] = many(compiled, num_steps, IN_FULL)
+    return _IN_FULL[key]
