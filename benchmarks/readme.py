@@ -227,7 +227,9 @@ def _comparison(source: dict[str, Any]) -> str:
 def _trained(result: WorkloadResult) -> str:
     """Compiled rows, and the official recursion, which is eager; ours up to order 2."""
     shown = [row for row in result.rows if row.compiled or row.family.startswith("official")]
-    shown = [row for row in shown if not row.method.startswith("ours") or row.method[-1] in "012"]
+    shown = [
+        row for row in shown if not row.method.startswith("ours") or any(f"order {order}" in row.method for order in range(3))
+    ]
     rows = []
     for row in shown:
         idle = "" if row.counts else f" ({row.status})"

@@ -4,6 +4,7 @@ python -m benchmarks.record [steps] [demo] [comparison] [published] [readme]
 python -m benchmarks.record steps --only floor update                 of the benchmarks just these
 python -m benchmarks.record comparison --only digits flux             of the workloads just these
 python -m benchmarks.record claims [--samples 2000] [--cells N]       hours; goes on where it was broken off
+python -m benchmarks.record claims --model fashion --samples 500      the main cells only
 """
 
 import argparse
@@ -26,6 +27,7 @@ from taylorseer_fx.bench.main import write_documents
 from taylorseer_fx.bench.plan_command import published
 from taylorseer_fx.bench.results import Report, cpu_name
 from taylorseer_fx.bench.suite import CHOICES, entries
+from taylorseer_fx.shipped import DIGITS, SHIPPED, Shipped
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -102,18 +104,20 @@ def record_comparison(only: Sequence[str] = (), methods: str = "all") -> None:
         write_documents(so_far, ROOT / "docs" / "comparison")
 
 
-def record_claims(num_samples: int, limit: int | None) -> None:
-    """The paper's claims in kind, on the digits model."""
+def record_claims(model: Shipped, num_samples: int, limit: int | None) -> None:
+    """The paper's claims in kind: all cells on the digits model, the main ones on the larger."""
+    is_digits = model is DIGITS
+    name = "claims" if is_digits else f"claims-{model.name}"
 
     def say(number: int, total: int, key: str) -> None:
         print(f"{datetime.datetime.now():%H:%M:%S}  {number + 1} of {total}  {key}", flush=True)
 
-    done = run_claims(RESULTS / "claims.json", num_samples, Sampler(), say, limit)
-    content = json.loads((RESULTS / "claims.json").read_text())
+    done = run_claims(RESULTS / f"{name}.json", num_samples, Sampler(model), say, limit, brief=not is_digits)
+    content = json.loads((RESULTS / f"{name}.json").read_text())
     folder = ROOT / "docs" / "comparison"
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "claims.md").write_text(f"# The paper's claims in kind\n\n{claims_report.markdown(content)}\n")
-    claims_report.save_picture(content, folder / "claims.png")
+    (folder / f"{name}.md").write_text(f"# The paper's claims in kind\n\n{claims_report.markdown(content)}\n")
+    claims_report.save_picture(content, folder / f"{name}.png")
     print("all cells are done" if done else "cells are missing: run it again")
 
 
@@ -141,6 +145,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", choices=[*parts, "claims", []], default=list(parts), metavar="part")
     parser.add_argument("--samples", type=int, default=2000, help="of each of the main cells of claims (default: %(default)s)")
+    parser.add_argument("--model", choices=list(SHIPPED), default=DIGITS.name, help="of claims (default: %(default)s)")
     parser.add_argument("--cells", type=int, help="of claims, at most so many in this run")
     parser.add_argument(
         "--only", nargs="+", default=[], metavar="NAME", help="benchmarks/test_NAME.py of steps, or workloads of comparison"
@@ -149,7 +154,7 @@ def main() -> None:
     args = parser.parse_args()
     for part in args.parts:
         if part == "claims":
-            record_claims(args.samples, args.cells)
+            record_claims(SHIPPED[args.model], args.samples, args.cells)
         else:
             parts[part]()
 

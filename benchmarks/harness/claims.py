@@ -1,4 +1,4 @@
-"""The paper's claims in kind, on the digits model: Frechet distance and PSNR over interval and order at 50 DDIM steps.
+"""The paper's claims in kind, on the trained models: Frechet distance and PSNR over interval and order at 50 steps.
 
 Each cell is a sampling run of its own from the same noise; the run in full and runs of fewer steps at equal compute stand beside.
 Cells are kept in a JSON as they are done, so that a run that was broken off goes on where it was.
@@ -15,12 +15,10 @@ from torch import Tensor
 
 from taylorseer_fx.backend import taylorseer_backend
 from taylorseer_fx.bench.fidelity import psnr, ssim
-from taylorseer_fx.bench.frechet import feature_space
+from taylorseer_fx.bench.frechet import distance_from_real, feature_space
 from taylorseer_fx.bench.results import describe_machine
-from taylorseer_fx.digits import NUM_CLASSES, load_digits_model
-from taylorseer_fx.digits.judge import Judge
-from taylorseer_fx.digits.sampling import Denoiser, sample_digits
 from taylorseer_fx.runtime.schedule import Schedule
+from taylorseer_fx.shipped import DIGITS, NUM_CLASSES, Judging, Shipped
 
 NUM_STEPS, WARMUP = 50, 3
 INTERVALS, ORDERS, GRANULARITIES = tuple(range(2, 11)), tuple(range(5)), ("module", "stack")
@@ -48,11 +46,11 @@ class Cell:
         return len(Schedule(self.interval, WARMUP).full_steps_of(NUM_STEPS))
 
 
-def cells(num_samples: int) -> Iterator[Cell]:
-    """The most telling first."""
+def cells(num_samples: int, brief: bool = False) -> Iterator[Cell]:
+    """The most telling first; no others if ``brief``."""
     fewer = min(FEWER_SAMPLES, num_samples)
     yield Cell("full", 0, 1, num_samples)
-    for interval in INTERVALS:
+    for interval in MAIN_INTERVALS if brief else INTERVALS:
         yield Cell("fewer steps", 0, interval, num_samples)
     main: list[Cell] = []
     rest: list[Cell] = []
@@ -61,13 +59,14 @@ def cells(num_samples: int) -> Iterator[Cell]:
             is_main = interval in MAIN_INTERVALS and order in MAIN_ORDERS
             for granularity in GRANULARITIES:
                 (main if is_main else rest).append(Cell(granularity, order, interval, num_samples if is_main else fewer))
-    yield from (*main, *rest)
+    yield from main if brief else (*main, *rest)
 
 
 @dataclass(frozen=True)
 class Sampler:
     """Draws in batches, so that one compiled graph serves all. ``compiler`` "eager" is for tests."""
 
+    model: Shipped = DIGITS
     batch: int = 100
     compiler: str = "inductor"
     num_steps: int = NUM_STEPS
@@ -80,12 +79,12 @@ class Sampler:
         drawn = []
         for number, begin in enumerate(range(0, cell.num_samples, self.batch)):
             labels = wanted(begin, min(self.batch, cell.num_samples - begin))
-            drawn.append(sample_digits(denoiser, labels, num_steps=steps, guidance_scale=GUIDANCE, seed=number))
+            drawn.append(self.model.sample(denoiser, labels, num_steps=steps, guidance_scale=GUIDANCE, seed=number))
             forget()
         return torch.cat(drawn)
 
-    def _denoiser(self, cell: Cell) -> tuple[Callable[[], None], Denoiser]:
-        model = load_digits_model().requires_grad_(False)
+    def _denoiser(self, cell: Cell) -> tuple[Callable[[], None], Callable[..., Any]]:
+        model = self.model.load().requires_grad_(False)
         if cell.method in GRANULARITIES:
             backend = taylorseer_backend(cell.order, cell.interval, WARMUP, granularity=cell.method, compiler=self.compiler)
             return backend.reset, torch.compile(model, backend=backend)
@@ -103,6 +102,7 @@ def run_claims(
     sampler: Sampler,
     on_cell: Callable[[int, int, str], None] = lambda *_: None,
     limit: int | None = None,
+    brief: bool = False,
 ) -> bool:
     """Measure cells that ``path`` does not hold yet, at most ``limit`` of them; returns whether all are done.
 
@@ -111,17 +111,20 @@ def run_claims(
     Raises:
         ValueError: ``path`` holds cells of other settings.
     """
-    todo = list(cells(num_samples))
-    content = _opened(path, {"num_steps": sampler.num_steps, "warmup": WARMUP, "guidance": GUIDANCE, "num_samples": num_samples})
+    todo = list(cells(num_samples, brief))
+    settings = {"num_steps": sampler.num_steps, "warmup": WARMUP, "guidance": GUIDANCE, "num_samples": num_samples}
+    content = _opened(path, {"model": sampler.model.name, **settings})
     missing = [cell for cell in todo if cell.key not in content["cells"]]
     kept = path.with_suffix(".full.pt")
     if missing:
         reference = _reference(kept, todo[0], sampler)
-        judge = Judge()
+        judge = sampler.model.judge()
         for cell in missing[:limit]:
             on_cell(len(content["cells"]), len(todo), cell.key)
             samples = reference if cell == todo[0] else sampler(cell)
-            content["cells"][cell.key] = asdict(cell) | {"full_steps": cell.full_steps} | figures(samples, reference, judge)
+            content["cells"][cell.key] = (
+                asdict(cell) | {"full_steps": cell.full_steps} | figures(samples, reference, sampler.model, judge)
+            )
             path.write_text(json.dumps(content, indent=1) + "\n")
     done = len(content["cells"]) == len(todo)
     if done:
@@ -130,11 +133,14 @@ def run_claims(
 
 
 def _opened(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    content: dict[str, Any]
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        between = feature_space().between_halves()
-        return {"machine": describe_machine(), "settings": settings, "frechet_between_real_halves": between, "cells": {}}
-    content: dict[str, Any] = json.loads(path.read_text())
+        content = {"machine": describe_machine(), "settings": settings, "cells": {}}
+        if settings["model"] == DIGITS.name:  # of the other model the real pictures are not at hand
+            content["frechet_between_real_halves"] = feature_space().between_halves()
+        return content
+    content = json.loads(path.read_text())
     if content["settings"] != settings:
         raise ValueError(f"{path} holds cells of {content['settings']}, not of {settings}: move it away to begin anew")
     return content
@@ -149,15 +155,15 @@ def _reference(kept: Path, cell: Cell, sampler: Sampler) -> Tensor:
     return samples
 
 
-def figures(samples: Tensor, reference: Tensor, judge: Judge) -> dict[str, float | None]:
-    """Of one cell: against the run in full from the same noise, and against the real digits."""
+def figures(samples: Tensor, reference: Tensor, model: Shipped, judge: Judging) -> dict[str, float | None]:
+    """Of one cell: against the run in full from the same noise, and against the real pictures."""
     same = reference[: len(samples)]
     is_reference = torch.equal(samples, same)
     first = samples[:FEWER_SAMPLES]
     return {
         "psnr_db": None if is_reference else psnr(samples, same),
         "ssim": ssim(samples, same),
-        "frechet": feature_space().distance(samples),
-        "frechet_of_first_500": feature_space().distance(first),
+        "frechet": distance_from_real(model, samples),
+        "frechet_of_first_500": distance_from_real(model, first),
         "class_accuracy": judge.accuracy(samples, wanted(0, len(samples))),
     }

@@ -94,15 +94,20 @@ def markdown(content: Mapping[str, Any]) -> str:
     settings = content["settings"]
     full = claims.cells.get(("full", 0, 1))
     said = f"{full['frechet']:.3f}, class accuracy {full['class_accuracy']:.1%}" if full else "not recorded"
+    num_samples, halves = settings["num_samples"], content.get("frechet_between_real_halves")
+    fewer = (
+        f" ({FEWER_SAMPLES} in those that only the table of the first {FEWER_SAMPLES} shows)"
+        if num_samples > FEWER_SAMPLES
+        else ""
+    )
     intro = (
-        f"Digits model, {settings['num_steps']} DDIM steps without guidance, warm-up {settings['warmup']}, "
-        f"{settings['num_samples']} samples a cell ({FEWER_SAMPLES} in those that only the table of the first {FEWER_SAMPLES} "
-        "shows). Frechet distance is between generated and real digits in the 32 features of a perceptron fitted on the real "
-        f"ones: not Inception FID. The run in full has {said}; one half of the real digits is "
-        f"{content['frechet_between_real_halves']:.3f} from the other."
+        f"The {settings['model']} model, {settings['num_steps']} steps without guidance, warm-up {settings['warmup']}, "
+        f"{num_samples} samples a cell{fewer}. Frechet distance is between generated and real pictures in the features of a "
+        f"small network fitted on the real ones: not Inception FID. The run in full has {said}"
+        + (f"; one half of the real digits is {halves:.3f} from the other." if halves is not None else ".")
     )
     parts = [intro]
-    for measure in _SHOWN:
+    for measure in _SHOWN if num_samples > FEWER_SAMPLES else ("frechet_of_first_500", "psnr_db"):
         parts += [f"**{MEASURES.get(measure, 'PSNR against the run in full, dB')}**", table(claims, measure, _form(measure))]
     return "\n\n".join([*parts, verdict(claims)])
 

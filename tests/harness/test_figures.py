@@ -72,7 +72,7 @@ def test_cells():
 def test_resumes(tmp_path, monkeypatch):
     """A second run does what is missing, and nothing again; one with other settings is refused."""
     few = [Cell("full", 0, 1, 20), Cell("fewer steps", 0, 5, 20), Cell("module", 0, 5, 20), Cell("module", 1, 5, 20)]
-    monkeypatch.setattr(claims, "cells", lambda _: iter(few))
+    monkeypatch.setattr(claims, "cells", lambda *_: iter(few))
     sampler, path, drawn = Sampler(batch=20, compiler="eager", num_steps=10), tmp_path / "claims.json", []
 
     def on_cell(_number: int, _total: int, key: str) -> None:
