@@ -95,7 +95,7 @@ def record_comparison(only: Sequence[str] = (), methods: str = "all") -> None:
                 "--out",
                 folder,
             ]
-            command += ["--samples", "2000"] if (name, methods) == ("digits", "all") else []
+            command += ["--samples", "400"] if (name, methods) == ("digits", "all") else []
             subprocess.run(command, cwd=ROOT, check=True)
             report = Report.from_json((Path(folder) / "comparison.json").read_text())
         workloads |= {result.workload: result for result in report.workloads}

@@ -80,6 +80,12 @@ def few_methods() -> tuple[Method, ...]:
     )
 
 
+def few_placed_methods() -> tuple[Method, ...]:
+    """As ``few_methods``, with ours by other places of the full steps, and the caches that take the model as it is."""
+    own = (FirstBlockCache(compiled=True), SeaCache(compiled=True), CacheDit(compiled=True))
+    return (*few_methods(), *placed_methods(), *own)
+
+
 def _peers() -> Iterable[Method]:
     yield OfficialHooks(1)
     for variant in ("default", "named", "lite"):
@@ -110,7 +116,7 @@ def entries() -> dict[str, Entry]:
     tiny = {workload.name.replace(" ", "-").lower(): workload for workload in tiny_pipelines()}
     return {
         "digits": Entry(digits, every_method, low_order_methods),
-        "fashion": Entry(fashion, every_method, low_order_methods),
+        "fashion": Entry(fashion, low_order_methods, few_placed_methods),
         "dit-xl2": Entry(partial(dit_xl2_256, num_layers=2, num_steps=20), main_methods, few_methods),
         "flux": Entry(flux, main_methods, few_methods),
         "sd3": Entry(sd3, joint_methods, few_methods),

@@ -17,12 +17,14 @@ from taylorseer_fx.bench.methods.diffusers_caches import FirstBlockCache, MagCac
 from taylorseer_fx.bench.methods.official import OfficialHooks
 from taylorseer_fx.bench.methods.ours import Ours
 from taylorseer_fx.bench.methods.plain import FewerSteps, Plain
+from taylorseer_fx.bench.methods.sea_cache import SeaCache
 from taylorseer_fx.bench.observing import with_peak_bytes
 from taylorseer_fx.bench.running import Case, Runner
 from taylorseer_fx.bench.suite import CHOICES, PLAIN, entries, every_method, main_methods, run_workload
 from taylorseer_fx.bench.tables import cells
 from taylorseer_fx.bench.verdict import verdict
-from taylorseer_fx.bench.workloads import PipelineWorkload, tiny_pipelines
+from taylorseer_fx.bench.workloads import PipelineWorkload, fashion, tiny_pipelines
+from taylorseer_fx.runtime.placement import place
 from tests.harness.test_reports import RESULT
 from tests.turns import in_turns
 
@@ -116,6 +118,26 @@ def test_thresholds_are_tuned(dit, method):
     row = dit.measure(method)
     assert row.status == "ok"
     assert abs(len(row.full_steps) - len(SCHEDULE)) <= 2
+
+
+@pytest.mark.turn(0, 2)
+def test_sea_cache():
+    """It is told step and noise level in the pipeline's place; without a flow it says why it does nothing."""
+    row = bench_of(fashion(num_images=1, num_steps=NUM_STEPS)).measure(SeaCache(compiled=False))
+    assert row.status == "ok"
+    assert abs(len(row.full_steps) - len(SCHEDULE)) <= 2
+    assert row.psnr_db > 20
+    assert bench_of(WORKLOADS["tiny DiTPipeline"]).measure(SeaCache(compiled=False)).reason.startswith("NoNoiseLevelError")
+
+
+@pytest.mark.parametrize(
+    ("setting", "steps"), [({"interval": 3}, (0, 1, 2, 5, 8)), ({"speedup": 3.0}, tuple(place(NUM_STEPS, 4)))], ids=str
+)
+def test_ours_by_other_schedules(dit, setting, steps):
+    """Counted as all others are; a verdict at equal full steps leaves them out."""
+    row = dit.measure(ours(1, **setting))
+    assert (row.status, row.full_steps) == ("ok", steps)
+    assert verdict([row], SCHEDULE) == "No row of ours counts: nothing can be said."
 
 
 def test_threshold_that_never_holds(dit):
