@@ -23,7 +23,7 @@ from taylorseer_fx.trials import IN_FULL
 
 HELD_OUT = Noise(seed=20261127)
 CALIBRATED_ON = Noise(seed=1, classes=(0, 1, 2, 3, 4), count=20)
-HEADLINE_BATCHES = 10  # of other noise, each of HELD_OUT's size
+HEADLINE_BATCHES = 5  # of other noise, each of HELD_OUT's size
 
 Say = Callable[[str], None]
 
