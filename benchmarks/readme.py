@@ -1,12 +1,13 @@
-"""Write the recorded figures into the README: every table between ``<!-- name -->`` and ``<!-- /name -->`` comes from here."""
+"""Write the recorded figures into the README and the docs: every table between ``<!-- name -->`` and ``<!-- /name -->``."""
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from taylorseer_fx.bench import claims_report
+from taylorseer_fx.bench.claims import GRANULARITIES, INTERVALS
 from taylorseer_fx.bench.claims_report import Claims
 from taylorseer_fx.bench.results import Report, Row, WorkloadResult
 from taylorseer_fx.bench.tables import machine
@@ -15,23 +16,38 @@ from taylorseer_fx.demo import results as demo
 from taylorseer_fx.text import format_bytes
 
 
-def update_readme(root: Path) -> None:
-    """Rewrite the tables of ``root/README.md`` from ``root/benchmarks/results``."""
-    path = root / "README.md"
-    path.write_text(with_tables(path.read_text(), root / "benchmarks" / "results"))
+PAGES = {
+    "README.md": ("choice", "compared"),
+    "docs/choosing.md": ("choice", "orders", "granularity"),
+    "docs/measured.md": ("demo", "benchmarks", "gpu", "published"),
+    "docs/compared.md": ("comparison", "claims"),
+}
 
 
-def with_tables(text: str, results: Path) -> str:
-    """``text`` with every table made anew."""
-    for name, render in _TABLES.items():
-        path = results / f"{name}.json"
-        content = render(json.loads(path.read_text())) if path.exists() else _WITHOUT.get(name, "Not recorded yet.")
+def update_pages(root: Path) -> None:
+    """Rewrite the tables of the README and the docs in ``root`` from ``root/benchmarks/results``."""
+    for name in PAGES:
+        path = root / name
+        path.write_text(with_tables(path.read_text(), root / "benchmarks" / "results", PAGES[name]))
+
+
+def with_tables(text: str, results: Path, names: Iterable[str]) -> str:
+    """``text`` with the tables of ``names`` made anew."""
+    for name in names:
         begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
-        block = f"{begin}\n{content}\n{end}"
+        block = f"{begin}\n{_rendered(name, results)}\n{end}"
         text, count = re.subn(re.escape(begin) + ".*?" + re.escape(end), lambda _, block=block: block, text, flags=re.DOTALL)
         if count != 1:
-            raise ValueError(f"the README must hold the marks {begin} and {end} once, found {count}")
+            raise ValueError(f"the page must hold the marks {begin} and {end} once, found {count}")
     return text
+
+
+def _rendered(name: str, results: Path) -> str:
+    render, *sources = _TABLES[name]
+    paths = [results / f"{source}.json" for source in sources]
+    if not all(path.exists() for path in paths):
+        return _WITHOUT.get(name, "Not recorded yet.")
+    return render(*(json.loads(path.read_text()) for path in paths))
 
 
 def _demo(source: dict[str, Any]) -> str:
@@ -65,11 +81,11 @@ def _benchmarks(source: dict[str, Any]) -> str:
         *_compiling([row for name, row in by_name.items() if name.startswith("test_compile_seconds")]),
         *_warm_start(by_name.get("test_warm_start_seconds")),
         (
-            "our own Python in a call, FLUX.1-dev's number of inputs and buffers",
+            "Python overhead per call, with FLUX.1-dev's number of inputs and buffers",
             f"{by_name['test_dispatch_flux_sized']['microseconds_a_call']:.0f} us",
         ),
         (
-            "a call of a model of next to no work, one thread, plain `torch.compile` / ours with every step full",
+            "a call of a model that does next to nothing, one thread, plain `torch.compile` / this backend with every step full",
             f"{tiny['plain_microseconds_a_call']:.0f} us / {tiny['ours_microseconds_a_call']:.0f} us",
         ),
     ]
@@ -85,7 +101,7 @@ def _floor(floor: dict[str, Any]) -> list[tuple[str, str]]:
         rows += [
             (f"{what}: full step, over a step of plain `torch.compile`", f"{row['full_over_plain']:.3f}"),
             (
-                f"{what}: forecast step, over a plain step (over its bytes at the rate of a copy, of summing up the weights)",
+                f"{what}: forecast step / plain step (and / time to move its bytes at copy speed, at weight-sum speed)",
                 f"{row['forecast_over_plain']:.4f} ({row['forecast_over_bytes']:.2f}x, {row['forecast_over_reading']:.2f}x)",
             ),
             (
@@ -101,11 +117,11 @@ def _update(update: dict[str, Any] | None) -> list[tuple[str, str]]:
     if update is None:
         return []
     forms = f"{update['snapshots_ms']:.1f} ms / {update['differences_ms']:.1f} ms"
-    return [("bringing the buffers of DiT-XL/2 up to date, order 2: as snapshots / as differences", forms)]
+    return [("updating the buffers of DiT-XL/2, order 2: as snapshots / as differences", forms)]
 
 
 def _compiling(measured: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
-    what = "compile seconds, both graphs, against plain `torch.compile`, caches cold (of it the passes)"
+    what = "compile seconds, both graphs, against plain `torch.compile`, caches cold (share of the passes)"
     return [
         (
             f"{row['workload']}: {what}",
@@ -191,7 +207,7 @@ def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in (header, rule, *rows))
 
 
-_WITHOUT = {"gpu": "Not measured on a GPU yet. `python -m benchmarks.gpu` does it, with a budget of ten minutes."}
+_WITHOUT = {"gpu": "Not measured on a GPU yet. Run `python -m benchmarks.gpu` to measure, with a budget of ten minutes."}
 
 _COLUMNS = (
     "",
@@ -206,7 +222,7 @@ _COLUMNS = (
 
 
 _STANDINGS = (
-    "random weights, over torch.compile (off its own full run)",
+    "random weights: speed-up over torch.compile (relative distance from its own full run)",
     "full steps",
     "ours, the fastest",
     "the next at equal full steps",
@@ -271,19 +287,22 @@ def _not_the_fastest(results: Sequence[WorkloadResult]) -> list[str]:
 
 
 def _smoothness(results: Sequence[WorkloadResult]) -> str:
-    """Whether the fidelity of random weights says anything."""
+    """Compare the fidelity of random weights with that of fewer steps."""
     nearer, not_nearer = [], []
     for result in results:
         found = standing(result.rows, result.schedule)
         if found is not None and found.fewer is not None:
             is_nearer = (found.ours.relative_l2 or 0) < (found.fewer.relative_l2 or 0)
             (nearer if is_nearer else not_nearer).append(result.workload)
-    text = "Random weights are smooth along the trajectory too, where this ends nearer to the run in full than fewer steps do: "
-    return f"{text}{len(nearer)} of {len(nearer) + len(not_nearer)}{_except(not_nearer)}."
+    count = f"{len(nearer)} of {len(nearer) + len(not_nearer)}"
+    return (
+        f"Trajectories are smooth even with random weights: in {count} workloads this method ends closer to the full run than fewer "
+        f"steps do{_except(not_nearer)}."
+    )
 
 
 def _except(names: Sequence[str]) -> str:
-    return f", not {', '.join(names)}" if names else ""
+    return f" (exception: {', '.join(names)})" if names else ""
 
 
 def _published(source: dict[str, Any]) -> str:
@@ -300,11 +319,116 @@ def _claims(source: dict[str, Any]) -> str:
     return "\n\n".join([*tables, claims_report.verdict(claims)])
 
 
-_TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
-    "demo": _demo,
-    "benchmarks": _benchmarks,
-    "gpu": _gpu,
-    "comparison": _comparison,
-    "claims": _claims,
-    "published": _published,
+SHOWN = (
+    ("`torch.compile`, every step", "torch.compile"),
+    ("fewer steps, `torch.compile`", "fewer steps, compiled"),
+    ("**taylorseer_fx, stack, order 1**", "ours, stack, order 1"),
+    ("**taylorseer_fx, module, order 1**", "ours, module, order 1"),
+    ("diffusers TaylorSeer, order 1, `torch.compile`", "diffusers TaylorSeer named, compiled"),
+    ("diffusers MagCache, `torch.compile`", "diffusers MagCache, compiled"),
+    ("cache-dit, order 1, `torch.compile`", "cache-dit, compiled"),
+)
+
+
+def _trained_rows(source: dict[str, Any]) -> tuple[WorkloadResult, dict[str, Row]]:
+    """The comparison on trained weights, and its rows by method."""
+    result = next(entry for entry in Report.from_json(json.dumps(source)).workloads if entry.trained)
+    return result, {row.method: row for row in result.rows}
+
+
+def _compared(source: dict[str, Any]) -> str:
+    """The README's one table: the methods of ``SHOWN``."""
+    result, rows = _trained_rows(source)
+    shown = [(name, *_in_short(rows[method])) for name, method in SHOWN]
+    columns = ("", "full steps", "speed-up", "PSNR, dB", "kept between steps")
+    found = source["machine"]
+    where = f"{found['cpu']}, {found['threads']} threads, torch {found['versions']['torch']}, {found['date']}"
+    caption = f"Trained {result.workload} model, PSNR against the eager run. {where}."
+    return f"{_markdown(columns, shown)}\n\n{caption}"
+
+
+def _in_short(row: Row) -> tuple[str, ...]:
+    if not row.counts:
+        raise ValueError(f"{row.method} is in the README's table and does not count: {row.status}")
+    full = f"{len(row.full_steps)} of {row.num_steps}"
+    return (full, f"{row.speedup:.2f}x", f"{row.psnr_db:.1f}", format_bytes(row.held_bytes or 0))
+
+
+def _choice(claims_source: dict[str, Any], comparison: dict[str, Any], benchmarks: dict[str, Any]) -> str:
+    """How to choose, in five lines with the figures behind them."""
+    claims = Claims(claims_source)
+    floor = next(row for row in benchmarks["benchmarks"] if row["name"] == "test_floor")
+    rows = _trained_rows(comparison)[1]
+    module, stack = rows["ours, module, order 1"], rows["ours, stack, order 1"]
+
+    def db(method: str, order: int, interval: int) -> str:
+        return f"{claims.value('psnr_db', method, order, interval):.1f}"
+
+    full = [str(claims.cells["module", 1, interval]["full_steps"]) for interval in (3, 5, 10)]
+    return "\n".join(
+        [
+            f"- **Speed-up**: 3 for fidelity, 5 for speed. At order 1, {', '.join(full)} full steps of 50 give "
+            f"{', '.join(db('module', 1, interval) for interval in (3, 5, 10))} dB.",
+            f"- **Order**: 1 or 2. With {full[1]} of 50, orders 0 to 3 give {', '.join(db('module', order, 5) for order in range(4))} dB.",
+            f'- **Granularity**: `"module"` as in the paper, or `"stack"`, which is faster: {_speed_and_db(module)} against '
+            f"{_speed_and_db(stack)}.",
+            f'- **Memory**: {floor["workload"]} at order {floor["order"]} keeps {format_bytes(floor["module"]["buffer_bytes"])} per '
+            f'stream with `"module"`, {format_bytes(floor["stack"]["buffer_bytes"])} with `"stack"`.',
+            f"- **Fewer steps instead**: {full[1]} steps, all in full, give {db('fewer steps', 0, 5)} dB.",
+        ]
+    )
+
+
+def _speed_and_db(row: Row) -> str:
+    return f"{row.speedup:.2f}x at {row.psnr_db:.1f} dB"
+
+
+def _orders(source: dict[str, Any]) -> str:
+    """PSNR by interval and order, and what each order gains."""
+    claims = Claims(source)
+    gains = [f"{_range(claims, 2, 1)} for order 2 over order 1", f"{_range(claims, 3, 2)} for order 3 over order 2"]
+    said = f"In dB, over all intervals and both granularities: {', '.join(gains)}, {_range(claims, 4, 3)} for order 4 over order 3."
+    return f"{claims_report.table(claims, 'psnr_db', '.1f')}\n\n{said}"
+
+
+def _range(claims: Claims, order: int, lower: int) -> str:
+    """The least and the most that an order gains over another."""
+    found = [
+        claims.value("psnr_db", name, order, interval) - claims.value("psnr_db", name, lower, interval)  # type: ignore[operator]
+        for name in GRANULARITIES
+        for interval in INTERVALS
+    ]
+    low, high = (round(each, 1) + 0.0 for each in (min(found), max(found)))  # no minus before a zero
+    return f"{low:+.1f} to {high:+.1f}"
+
+
+def _granularity(comparison: dict[str, Any], benchmarks: dict[str, Any]) -> str:
+    """What a feature per module and one for the stack cost and give."""
+    floor = next(row for row in benchmarks["benchmarks"] if row["name"] == "test_floor")
+    rows = _trained_rows(comparison)[1]
+    name, order = floor["workload"], floor["order"]
+    table = [
+        (f"digits, order {n}: speed-up over `torch.compile`, PSNR", *(_speed_and_db(rows[f"ours, {g}, order {n}"]) for g in GRANULARITIES))
+        for n in (1, 2)
+    ]
+    shares = (f"{floor[granularity]['forecast_over_plain']:.2%}" for granularity in GRANULARITIES)
+    sizes = (format_bytes(floor[granularity]["buffer_bytes"]) for granularity in GRANULARITIES)
+    table += [
+        (f"{name}, order {order}: forecast step over a step of plain `torch.compile`", *shares),
+        (f"{name}, order {order}: buffers per stream", *sizes),
+    ]
+    return _markdown(("", *GRANULARITIES), table)
+
+
+_TABLES: dict[str, tuple[Any, ...]] = {  # what renders it, and the records that it is given
+    "choice": (_choice, "claims", "comparison", "benchmarks"),
+    "compared": (_compared, "comparison"),
+    "orders": (_orders, "claims"),
+    "granularity": (_granularity, "comparison", "benchmarks"),
+    "demo": (_demo, "demo"),
+    "benchmarks": (_benchmarks, "benchmarks"),
+    "gpu": (_gpu, "gpu"),
+    "comparison": (_comparison, "comparison"),
+    "claims": (_claims, "claims"),
+    "published": (_published, "published"),
 }
