@@ -6,15 +6,14 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks import choices
 from taylorseer_fx.bench import claims_report
-from taylorseer_fx.bench.claims import GRANULARITIES, INTERVALS
 from taylorseer_fx.bench.claims_report import Claims
 from taylorseer_fx.bench.results import Report, Row, WorkloadResult
 from taylorseer_fx.bench.tables import machine
 from taylorseer_fx.bench.verdict import standing
 from taylorseer_fx.demo import results as demo
 from taylorseer_fx.text import format_bytes
-
 
 PAGES = {
     "README.md": ("choice", "compared"),
@@ -296,8 +295,8 @@ def _smoothness(results: Sequence[WorkloadResult]) -> str:
             (nearer if is_nearer else not_nearer).append(result.workload)
     count = f"{len(nearer)} of {len(nearer) + len(not_nearer)}"
     return (
-        f"Trajectories are smooth even with random weights: in {count} workloads this method ends closer to the full run than fewer "
-        f"steps do{_except(not_nearer)}."
+        f"Trajectories are smooth even with random weights: in {count} workloads this method ends closer to the full run than "
+        f"fewer steps do{_except(not_nearer)}."
     )
 
 
@@ -319,112 +318,11 @@ def _claims(source: dict[str, Any]) -> str:
     return "\n\n".join([*tables, claims_report.verdict(claims)])
 
 
-SHOWN = (
-    ("`torch.compile`, every step", "torch.compile"),
-    ("fewer steps, `torch.compile`", "fewer steps, compiled"),
-    ("**taylorseer_fx, stack, order 1**", "ours, stack, order 1"),
-    ("**taylorseer_fx, module, order 1**", "ours, module, order 1"),
-    ("diffusers TaylorSeer, order 1, `torch.compile`", "diffusers TaylorSeer named, compiled"),
-    ("diffusers MagCache, `torch.compile`", "diffusers MagCache, compiled"),
-    ("cache-dit, order 1, `torch.compile`", "cache-dit, compiled"),
-)
-
-
-def _trained_rows(source: dict[str, Any]) -> tuple[WorkloadResult, dict[str, Row]]:
-    """The comparison on trained weights, and its rows by method."""
-    result = next(entry for entry in Report.from_json(json.dumps(source)).workloads if entry.trained)
-    return result, {row.method: row for row in result.rows}
-
-
-def _compared(source: dict[str, Any]) -> str:
-    """The README's one table: the methods of ``SHOWN``."""
-    result, rows = _trained_rows(source)
-    shown = [(name, *_in_short(rows[method])) for name, method in SHOWN]
-    columns = ("", "full steps", "speed-up", "PSNR, dB", "kept between steps")
-    found = source["machine"]
-    where = f"{found['cpu']}, {found['threads']} threads, torch {found['versions']['torch']}, {found['date']}"
-    caption = f"Trained {result.workload} model, PSNR against the eager run. {where}."
-    return f"{_markdown(columns, shown)}\n\n{caption}"
-
-
-def _in_short(row: Row) -> tuple[str, ...]:
-    if not row.counts:
-        raise ValueError(f"{row.method} is in the README's table and does not count: {row.status}")
-    full = f"{len(row.full_steps)} of {row.num_steps}"
-    return (full, f"{row.speedup:.2f}x", f"{row.psnr_db:.1f}", format_bytes(row.held_bytes or 0))
-
-
-def _choice(claims_source: dict[str, Any], comparison: dict[str, Any], benchmarks: dict[str, Any]) -> str:
-    """How to choose, in five lines with the figures behind them."""
-    claims = Claims(claims_source)
-    floor = next(row for row in benchmarks["benchmarks"] if row["name"] == "test_floor")
-    rows = _trained_rows(comparison)[1]
-    module, stack = rows["ours, module, order 1"], rows["ours, stack, order 1"]
-
-    def db(method: str, order: int, interval: int) -> str:
-        return f"{claims.value('psnr_db', method, order, interval):.1f}"
-
-    full = [str(claims.cells["module", 1, interval]["full_steps"]) for interval in (3, 5, 10)]
-    return "\n".join(
-        [
-            f"- **Speed-up**: 3 for fidelity, 5 for speed. At order 1, {', '.join(full)} full steps of 50 give "
-            f"{', '.join(db('module', 1, interval) for interval in (3, 5, 10))} dB.",
-            f"- **Order**: 1 or 2. With {full[1]} of 50, orders 0 to 3 give {', '.join(db('module', order, 5) for order in range(4))} dB.",
-            f'- **Granularity**: `"module"` as in the paper, or `"stack"`, which is faster: {_speed_and_db(module)} against '
-            f"{_speed_and_db(stack)}.",
-            f'- **Memory**: {floor["workload"]} at order {floor["order"]} keeps {format_bytes(floor["module"]["buffer_bytes"])} per '
-            f'stream with `"module"`, {format_bytes(floor["stack"]["buffer_bytes"])} with `"stack"`.',
-            f"- **Fewer steps instead**: {full[1]} steps, all in full, give {db('fewer steps', 0, 5)} dB.",
-        ]
-    )
-
-
-def _speed_and_db(row: Row) -> str:
-    return f"{row.speedup:.2f}x at {row.psnr_db:.1f} dB"
-
-
-def _orders(source: dict[str, Any]) -> str:
-    """PSNR by interval and order, and what each order gains."""
-    claims = Claims(source)
-    gains = [f"{_range(claims, 2, 1)} for order 2 over order 1", f"{_range(claims, 3, 2)} for order 3 over order 2"]
-    said = f"In dB, over all intervals and both granularities: {', '.join(gains)}, {_range(claims, 4, 3)} for order 4 over order 3."
-    return f"{claims_report.table(claims, 'psnr_db', '.1f')}\n\n{said}"
-
-
-def _range(claims: Claims, order: int, lower: int) -> str:
-    """The least and the most that an order gains over another."""
-    found = [
-        claims.value("psnr_db", name, order, interval) - claims.value("psnr_db", name, lower, interval)  # type: ignore[operator]
-        for name in GRANULARITIES
-        for interval in INTERVALS
-    ]
-    low, high = (round(each, 1) + 0.0 for each in (min(found), max(found)))  # no minus before a zero
-    return f"{low:+.1f} to {high:+.1f}"
-
-
-def _granularity(comparison: dict[str, Any], benchmarks: dict[str, Any]) -> str:
-    """What a feature per module and one for the stack cost and give."""
-    floor = next(row for row in benchmarks["benchmarks"] if row["name"] == "test_floor")
-    rows = _trained_rows(comparison)[1]
-    name, order = floor["workload"], floor["order"]
-    table = [
-        (f"digits, order {n}: speed-up over `torch.compile`, PSNR", *(_speed_and_db(rows[f"ours, {g}, order {n}"]) for g in GRANULARITIES))
-        for n in (1, 2)
-    ]
-    shares = (f"{floor[granularity]['forecast_over_plain']:.2%}" for granularity in GRANULARITIES)
-    sizes = (format_bytes(floor[granularity]["buffer_bytes"]) for granularity in GRANULARITIES)
-    table += [
-        (f"{name}, order {order}: forecast step over a step of plain `torch.compile`", *shares),
-        (f"{name}, order {order}: buffers per stream", *sizes),
-    ]
-    return _markdown(("", *GRANULARITIES), table)
-
-
 _TABLES: dict[str, tuple[Any, ...]] = {  # what renders it, and the records that it is given
-    "choice": (_choice, "claims", "comparison", "benchmarks"),
-    "compared": (_compared, "comparison"),
-    "orders": (_orders, "claims"),
-    "granularity": (_granularity, "comparison", "benchmarks"),
+    "choice": (choices.choice, "claims", "comparison", "benchmarks"),
+    "compared": (choices.compared, "comparison"),
+    "orders": (choices.orders, "claims"),
+    "granularity": (choices.granularity, "comparison", "benchmarks"),
     "demo": (_demo, "demo"),
     "benchmarks": (_benchmarks, "benchmarks"),
     "gpu": (_gpu, "gpu"),

@@ -1,4 +1,4 @@
-"""Run benchmarks, demo and comparison, keep what they measured in ``benchmarks/results``, and write it into the README and the docs.
+"""Run benchmarks, demo and comparison, keep the figures in ``benchmarks/results``, and write them into the README and the docs.
 
 python -m benchmarks.record [steps] [demo] [comparison] [published] [readme]
 python -m benchmarks.record steps --only floor update                 of the benchmarks just these

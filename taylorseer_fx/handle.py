@@ -3,6 +3,8 @@
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field, fields
+from functools import reduce
+from operator import add
 from types import TracebackType
 from typing import Any
 
@@ -66,9 +68,9 @@ class Acceleration:
         return Explanation(reports, tuple(errors))
 
     def stats(self) -> Stats:
-        """The counters of all denoisers, added up, peaks too; ``backends[name].stats()`` has those of one."""
+        """Add up the counters of all denoisers, peaks too, and list their streams; ``backends[name].stats()`` is of one."""
         each = [backend.stats() for backend in self.backends.values()]
-        return Stats(**{entry.name: sum(getattr(stats, entry.name) for stats in each) for entry in fields(Stats)})
+        return Stats(**{entry.name: reduce(add, (getattr(stats, entry.name) for stats in each)) for entry in fields(Stats)})
 
     def reset(self) -> None:
         """Forget all streams and free their buffers; see ``TaylorSeerBackend.reset``."""

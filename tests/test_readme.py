@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.choices import SHOWN
 from benchmarks.cuda_codegen.document import page
-from benchmarks.readme import PAGES, SHOWN, with_tables
+from benchmarks.readme import PAGES, with_tables
 
 ROOT = Path(__file__).parents[1]
 MAX_WORDS = 1000
