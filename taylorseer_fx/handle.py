@@ -16,7 +16,7 @@ from taylorseer_fx.explain import Report
 
 @dataclass(frozen=True)
 class Explanation:
-    """What each backend explains, by the name of its denoiser; ``print`` it. One that was not called yet has no report."""
+    """The reports of all backends, by the name of the denoiser; ``print`` it. One that was not called yet has no report."""
 
     reports: Mapping[str, Report]
     waiting: tuple[str, ...] = ()
@@ -30,8 +30,8 @@ class Explanation:
 class Acceleration:
     """A pipeline or a model that ``accelerate`` made faster. As a context manager it is undone at the end.
 
-    ``backends``: of each denoiser, by the name of its component; of a bare model, under "model". ``compiled``: how each was
-    compiled, in words.
+    ``backends``: the backend of each denoiser, by the name of its component; that of a bare model is "model". ``compiled``: how
+    each was compiled, in words.
     """
 
     target: str
@@ -78,7 +78,7 @@ class Acceleration:
             backend.reset()
 
     def stream(self, name: str, *, step: int | None = None) -> AbstractContextManager[Any]:
-        """Calls inside belong to the stream ``name``; see ``TaylorSeerBackend.stream``.
+        """Run the calls inside as the stream ``name``; see ``TaylorSeerBackend.stream``.
 
         Raises:
             ConfigError: as there.
