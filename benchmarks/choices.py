@@ -62,7 +62,8 @@ def choice(claims_source: dict[str, Any], comparison: dict[str, Any], benchmarks
         [
             f"- **Speed-up**: 3 for fidelity, 5 for speed. At order 1, {', '.join(full)} full steps of 50 give {by_speed} dB.",
             f"- **Order**: 1 or 2. With {full[1]} full steps of 50, orders 0 to 3 give {by_order} dB.",
-            f'- **Granularity**: `"module"` as in the paper ({_speed_and_db(module)}), or `"stack"` ({_speed_and_db(stack)}).',
+            f'- **Granularity**: `"module"` as in the paper ({_speed_and_db(module)}), or `"stack"` ({_speed_and_db(stack)}), '
+            f"with {len(module.full_steps)} of {module.num_steps} in full.",
             f"- **Memory**: {floor['workload']}, order {floor['order']}: {_kept(floor, 'module')}, {_kept(floor, 'stack')}.",
             f"- **Fewer steps instead**: {full[1]} steps, all in full, give {db('fewer steps', 0, 5)} dB.",
         ]
