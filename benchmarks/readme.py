@@ -1,11 +1,12 @@
-"""Write the recorded figures into the README: every table between ``<!-- name -->`` and ``<!-- /name -->`` comes from here."""
+"""Write the recorded figures into the README and the docs: every table between ``<!-- name -->`` and ``<!-- /name -->``."""
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks import choices
 from taylorseer_fx.bench import claims_report
 from taylorseer_fx.bench.claims_report import Claims
 from taylorseer_fx.bench.results import Report, Row, WorkloadResult
@@ -14,24 +15,38 @@ from taylorseer_fx.bench.verdict import standing
 from taylorseer_fx.demo import results as demo
 from taylorseer_fx.text import format_bytes
 
+PAGES = {
+    "README.md": ("choice", "compared"),
+    "docs/choosing.md": ("choice", "orders", "granularity"),
+    "docs/measured.md": ("demo", "benchmarks", "gpu", "published"),
+    "docs/compared.md": ("comparison", "claims"),
+}
 
-def update_readme(root: Path) -> None:
-    """Rewrite the tables of ``root/README.md`` from ``root/benchmarks/results``."""
-    path = root / "README.md"
-    path.write_text(with_tables(path.read_text(), root / "benchmarks" / "results"))
+
+def update_pages(root: Path) -> None:
+    """Rewrite the tables of the README and the docs in ``root`` from ``root/benchmarks/results``."""
+    for name in PAGES:
+        path = root / name
+        path.write_text(with_tables(path.read_text(), root / "benchmarks" / "results", PAGES[name]))
 
 
-def with_tables(text: str, results: Path) -> str:
-    """``text`` with every table made anew."""
-    for name, render in _TABLES.items():
-        path = results / f"{name}.json"
-        content = render(json.loads(path.read_text())) if path.exists() else _WITHOUT.get(name, "Not recorded yet.")
+def with_tables(text: str, results: Path, names: Iterable[str]) -> str:
+    """``text`` with the tables of ``names`` made anew."""
+    for name in names:
         begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
-        block = f"{begin}\n{content}\n{end}"
+        block = f"{begin}\n{_rendered(name, results)}\n{end}"
         text, count = re.subn(re.escape(begin) + ".*?" + re.escape(end), lambda _, block=block: block, text, flags=re.DOTALL)
         if count != 1:
-            raise ValueError(f"the README must hold the marks {begin} and {end} once, found {count}")
+            raise ValueError(f"the page must hold the marks {begin} and {end} once, found {count}")
     return text
+
+
+def _rendered(name: str, results: Path) -> str:
+    render, *sources = _TABLES[name]
+    paths = [results / f"{source}.json" for source in sources]
+    if not all(path.exists() for path in paths):
+        return _WITHOUT.get(name, "Not recorded yet.")
+    return render(*(json.loads(path.read_text()) for path in paths))
 
 
 def _demo(source: dict[str, Any]) -> str:
@@ -65,11 +80,11 @@ def _benchmarks(source: dict[str, Any]) -> str:
         *_compiling([row for name, row in by_name.items() if name.startswith("test_compile_seconds")]),
         *_warm_start(by_name.get("test_warm_start_seconds")),
         (
-            "our own Python in a call, FLUX.1-dev's number of inputs and buffers",
+            "Python overhead per call, with FLUX.1-dev's number of inputs and buffers",
             f"{by_name['test_dispatch_flux_sized']['microseconds_a_call']:.0f} us",
         ),
         (
-            "a call of a model of next to no work, one thread, plain `torch.compile` / ours with every step full",
+            "a call of a model that does next to nothing, one thread, plain `torch.compile` / this backend with every step full",
             f"{tiny['plain_microseconds_a_call']:.0f} us / {tiny['ours_microseconds_a_call']:.0f} us",
         ),
     ]
@@ -85,7 +100,7 @@ def _floor(floor: dict[str, Any]) -> list[tuple[str, str]]:
         rows += [
             (f"{what}: full step, over a step of plain `torch.compile`", f"{row['full_over_plain']:.3f}"),
             (
-                f"{what}: forecast step, over a plain step (over its bytes at the rate of a copy, of summing up the weights)",
+                f"{what}: forecast step / plain step (and / time to move its bytes at copy speed, at weight-sum speed)",
                 f"{row['forecast_over_plain']:.4f} ({row['forecast_over_bytes']:.2f}x, {row['forecast_over_reading']:.2f}x)",
             ),
             (
@@ -101,11 +116,11 @@ def _update(update: dict[str, Any] | None) -> list[tuple[str, str]]:
     if update is None:
         return []
     forms = f"{update['snapshots_ms']:.1f} ms / {update['differences_ms']:.1f} ms"
-    return [("bringing the buffers of DiT-XL/2 up to date, order 2: as snapshots / as differences", forms)]
+    return [("updating the buffers of DiT-XL/2, order 2: as snapshots / as differences", forms)]
 
 
 def _compiling(measured: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
-    what = "compile seconds, both graphs, against plain `torch.compile`, caches cold (of it the passes)"
+    what = "compile seconds, both graphs, against plain `torch.compile`, caches cold (share of the passes)"
     return [
         (
             f"{row['workload']}: {what}",
@@ -191,7 +206,7 @@ def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in (header, rule, *rows))
 
 
-_WITHOUT = {"gpu": "Not measured on a GPU yet. `python -m benchmarks.gpu` does it, with a budget of ten minutes."}
+_WITHOUT = {"gpu": "Not measured on a GPU yet. Run `python -m benchmarks.gpu` to measure, with a budget of ten minutes."}
 
 _COLUMNS = (
     "",
@@ -206,7 +221,7 @@ _COLUMNS = (
 
 
 _STANDINGS = (
-    "random weights, over torch.compile (off its own full run)",
+    "random weights: speed-up over torch.compile (relative distance from its own full run)",
     "full steps",
     "ours, the fastest",
     "the next at equal full steps",
@@ -273,19 +288,22 @@ def _not_the_fastest(results: Sequence[WorkloadResult]) -> list[str]:
 
 
 def _smoothness(results: Sequence[WorkloadResult]) -> str:
-    """Whether the fidelity of random weights says anything."""
+    """Compare the fidelity of random weights with that of fewer steps."""
     nearer, not_nearer = [], []
     for result in results:
         found = standing(result.rows, result.schedule)
         if found is not None and found.fewer is not None:
             is_nearer = (found.ours.relative_l2 or 0) < (found.fewer.relative_l2 or 0)
             (nearer if is_nearer else not_nearer).append(result.workload)
-    text = "Random weights are smooth along the trajectory too, where this ends nearer to the run in full than fewer steps do: "
-    return f"{text}{len(nearer)} of {len(nearer) + len(not_nearer)}{_except(not_nearer)}."
+    count = f"{len(nearer)} of {len(nearer) + len(not_nearer)}"
+    return (
+        f"Trajectories are smooth even with random weights: in {count} workloads this method ends closer to the full run than "
+        f"fewer steps do{_except(not_nearer)}."
+    )
 
 
 def _except(names: Sequence[str]) -> str:
-    return f", not {', '.join(names)}" if names else ""
+    return f" (exception: {', '.join(names)})" if names else ""
 
 
 def _published(source: dict[str, Any]) -> str:
@@ -302,11 +320,15 @@ def _claims(source: dict[str, Any]) -> str:
     return "\n\n".join([*tables, claims_report.verdict(claims)])
 
 
-_TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
-    "demo": _demo,
-    "benchmarks": _benchmarks,
-    "gpu": _gpu,
-    "comparison": _comparison,
-    "claims": _claims,
-    "published": _published,
+_TABLES: dict[str, tuple[Any, ...]] = {  # what renders it, and the records that it is given
+    "choice": (choices.choice, "claims", "comparison", "benchmarks"),
+    "compared": (choices.compared, "comparison"),
+    "orders": (choices.orders, "claims"),
+    "granularity": (choices.granularity, "comparison", "benchmarks"),
+    "demo": (_demo, "demo"),
+    "benchmarks": (_benchmarks, "benchmarks"),
+    "gpu": (_gpu, "gpu"),
+    "comparison": (_comparison, "comparison"),
+    "claims": (_claims, "claims"),
+    "published": (_published, "published"),
 }

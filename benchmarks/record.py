@@ -1,4 +1,4 @@
-"""Run benchmarks, demo and comparison, keep what they measured in ``benchmarks/results``, and write it into the README.
+"""Run benchmarks, demo and comparison, keep the figures in ``benchmarks/results``, and write them into the README and the docs.
 
 python -m benchmarks.record [steps] [demo] [comparison] [published] [readme]
 python -m benchmarks.record steps --only floor update                 of the benchmarks just these
@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.readme import update_readme
+from benchmarks.readme import update_pages
 from taylorseer_fx.bench import claims_report
 from taylorseer_fx.bench.claims import Sampler, run_claims
 from taylorseer_fx.bench.main import write_documents
@@ -140,7 +140,7 @@ def main() -> None:
         "demo": record_demo,
         "comparison": lambda: record_comparison(args.only, args.methods),
         "published": record_published,
-        "readme": lambda: update_readme(ROOT),
+        "readme": lambda: update_pages(ROOT),
     }
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", choices=[*parts, "claims", []], default=list(parts), metavar="part")

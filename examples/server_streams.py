@@ -21,9 +21,9 @@ from urllib.parse import parse_qs, urlsplit
 
 import torch
 from diffusers import DiTTransformer2DModel
-from taylorseer_fx.bench.digits_pipeline import DiTDigitsPipeline
 
 from taylorseer_fx import StreamLimitError, TaylorSeerBackend, taylorseer_backend
+from taylorseer_fx.bench.shipped_pipelines import DiTDigitsPipeline
 from taylorseer_fx.digits import load_digits_model
 
 MAX_STEPS, MAX_PICTURES = 1000, 64

@@ -34,7 +34,7 @@ def accelerate(
     denoisers: Iterable[str] | None = None,
     **settings: Any,
 ) -> Acceleration:
-    """Compile what denoises in a diffusers pipeline, so that most steps are forecast, and attach to it. Or compile one model.
+    """Compile the denoisers of a diffusers pipeline, so that most steps are forecast, and attach to it; or compile one model.
 
     Everything happens in place: ``pipe`` and its models stay the objects that they are. All models that a sampler calls with the
     time are compiled (both transformers of Wan 2.2), each with a backend of its own; ControlNets, VAE and text encoders are not.
@@ -43,12 +43,12 @@ def accelerate(
         pipe_or_model: a pipeline, also a modular one, or a model.
         compile: "whole", each denoiser as one, whose forecast steps are the fastest; or "blocks", by the repeated blocks that the
             model lists, which compile in a fraction of the time, however many there are. "auto": by blocks where there are more
-            than 32, unless they could not be told their step; the handle's text says what was chosen, and why.
+            than 32, unless their step could not be determined; the handle's text reports what was chosen, and why.
         denoisers: names of the components to compile, in place of those found.
         settings: of ``taylorseer_backend``: ``speedup=5.0``, or ``order``, ``interval``, ``plan`` and so on.
 
     Returns:
-        What explains, counts and undoes it. It need not be kept for the acceleration to last.
+        A handle that explains, counts and undoes it. The acceleration lasts without it, too.
 
     Raises:
         ConfigError: a setting is wrong, nothing denoises, or something is compiled already: by ``accelerate``, perhaps.

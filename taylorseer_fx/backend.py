@@ -96,7 +96,7 @@ class TaylorSeerBackend:
         self._num_plain = 0  # graphs left alone for their gradients
 
     def __call__(self, gm: fx.GraphModule, example_inputs: Sequence[Any], **kwargs: Any) -> Callable[..., Any]:
-        """Compile one Dynamo graph. Called by ``torch.compile``, not by you."""
+        """Compile one Dynamo graph, for ``torch.compile``; not meant to be called by users."""
         if kwargs:
             raise ConfigError("torch.compile", "called without mode and options", kwargs, where_to_put(kwargs))
         if at_limit := text_at_the_limit():
@@ -115,8 +115,8 @@ class TaylorSeerBackend:
         return compiled
 
     def __reduce__(self) -> tuple[type["TaylorSeerBackend"], tuple[BackendConfig]]:
-        """What ``copy``, ``pickle`` and ``torch.save`` take along: the settings. A copy, so that of a compiled model too, begins
-        with no streams, graphs or attachments, and warns anew.
+        """Let ``copy``, ``pickle`` and ``torch.save`` keep the settings. A copy, also of a compiled model, begins with no
+        streams, graphs or attachments, and warns again.
         """
         return type(self), (self.config,)
 
@@ -129,7 +129,7 @@ class TaylorSeerBackend:
         self._runtime.reset()
 
     def stream(self, name: str, *, step: int | None = None) -> AbstractContextManager[None]:
-        """Calls inside belong to the stream ``name``, with derivatives of its own.
+        """Run the calls inside as the stream ``name``, with derivatives of its own.
 
         Args:
             name: any string: "cond" and "uncond", or a request's identity.
@@ -167,11 +167,11 @@ class TaylorSeerBackend:
             raise ConfigError("name", "that of a stream that is held", name, unknown_stream(self.stats().held))
 
     def attach(self, pipe_or_model: Any) -> None:
-        """Learn streams and generations from a diffusers pipeline, or from a model's ``cache_context``, not from timesteps alone.
+        """Read streams, generations and steps from a diffusers pipeline, or from a model's ``cache_context``.
 
         A run of the pipeline is then a generation, however it ends; calls in ``model.cache_context("cond")`` are a stream of
         their own, and in a modular pipeline so are those for each batch that its guider prepares; the step follows from the
-        guider, or from the scheduler's step index, which no device need be asked for, once a whole run has shown that it moves as
+        guider, or from the scheduler's step index, without reading from the device, once a whole run has shown that it moves as
         the timesteps do; buffers are freed when the run is over, or kept for the next where steps are CUDA graphs, which need
         them where they are. Before or after ``torch.compile``, for any number of pipelines. ``detach()`` undoes it.
 
@@ -185,13 +185,13 @@ class TaylorSeerBackend:
         self._attachments.detach()
 
     def explain(self, graph: int | None = None) -> Report:
-        """What was found and done in a compiled graph; ``print`` it.
+        """Report what was found and done in a compiled graph; ``print`` it.
 
         Args:
             graph: its number, from 0 in the order of compilation, or from the end if negative; None: the newest with regions.
 
         Raises:
-            NothingCompiledError: nothing was compiled yet, or with gradients enabled, which are not ours to compile.
+            NothingCompiledError: nothing was compiled yet, or everything with gradients enabled, and so plainly.
             ConfigError: there is no graph of that number.
         """
         number = self._number(graph)
@@ -211,10 +211,10 @@ class TaylorSeerBackend:
     def save_repro(self, folder: str | Path, graph: int | None = None) -> None:
         """Save a compiled graph for a bug report: the traced graph, without weights, and the settings.
 
-        ``python -m taylorseer_fx.replay FOLDER`` runs the passes on it again, with no need of the model.
+        ``python -m taylorseer_fx.replay FOLDER`` runs the passes on it again, without the model.
 
         Args:
-            folder: is made if need be.
+            folder: is created if necessary.
             graph: as for ``explain``.
 
         Raises:
@@ -249,7 +249,7 @@ class TaylorSeerBackend:
         return [each for each in counted if each.regions and each.granularity == granularity]
 
     def stats(self) -> Stats:
-        """Calls by step kind, compiles, CUDA graphs captured and replayed, allocated bytes, and each stream that holds some."""
+        """Count calls by step kind, compiles, CUDA graphs and allocated bytes, and list the streams that hold some."""
         counters, cuda_graphs = self._runtime.counters, self._runtime.cuda_graphs
         return Stats(
             full_calls=counters.calls[StepKind.FULL],
@@ -323,10 +323,10 @@ class TaylorSeerBackend:
 
     def _rejected(self, found: RegionSet) -> None:
         if entries := "".join(f"\n  {entry}" for entry in found.rejected if entry.reason not in MEANT):
-            self._notify("rejected", f"executed in every step, not forecast (explain() tells the same):{entries}")
+            self._notify("rejected", f"executed in every step instead of forecast (see explain()):{entries}")
 
     def _notify(self, topic: str, message: str) -> None:
-        """Say something once a backend."""
+        """Warn once per topic and backend."""
         if topic not in self._said:
             self._said.add(topic)
             warnings.warn(f"taylorseer_fx: {message}", TaylorSeerWarning, stacklevel=2)
@@ -357,16 +357,16 @@ def taylorseer_backend(
     stream_policy: str = "error",
     stream_ttl: float | None = None,
 ) -> TaylorSeerBackend:
-    """A backend for ``torch.compile`` that executes some denoising steps and forecasts the others.
+    """Make a backend for ``torch.compile`` that executes some denoising steps and forecasts the others.
 
     Args:
-        order: highest derivative of the Taylor polynomial, 0 (plain reuse) to 4. Costs ``order + 1`` buffers a feature.
+        order: highest derivative of the Taylor polynomial, 0 (plain reuse) to 4. Uses ``order + 1`` buffers per feature.
         interval: every ``interval``-th step after the warm-up is executed, at least 1.
         warmup: number of steps executed at the start, at least 1.
         full_steps: the executed steps as an increasing list of indices from 0, in place of ``interval`` and ``warmup``.
         speedup: steps over full steps, at least 1, in place of ``interval``, ``warmup`` and ``full_steps``: in a run of
             ``num_steps`` steps, ``ceil(num_steps / speedup)`` are executed, in growing gaps (``runtime/placement.py``).
-        num_steps: length of a run, for ``speedup`` where no attached pipeline tells it; a pipeline's word goes first.
+        num_steps: length of a run, for ``speedup`` where no attached pipeline reports it; a pipeline takes precedence.
         plan: a file that ``calibrate`` made: its path, a repository of the Hugging Face hub that holds one, or its content. It
             has order, granularity and a list of full steps for each ``speedup`` that was asked for.
         plan_mismatch: what to do where model or run are not as the plan was made for: "error", or "warn" and use it.
@@ -379,22 +379,22 @@ def taylorseer_backend(
             the current step are not used.
         buffer_dtype: dtype of the derivative buffers; None keeps each feature's own. An eight-bit dtype (torch.float8_e5m2 or
             torch.float8_e4m3fn) is that of the differences of order 1 and up; order 0 keeps the feature's own.
-        memory_budget: bytes that the derivative buffers of a stream may take. Where they would take more with a feature per
-            module, there is one for the stack; ``explain()`` and a warning say so.
+        memory_budget: maximum size of a stream's derivative buffers, in bytes. If a feature per module would exceed it, there is
+            one for the stack; ``explain()`` and a warning report it.
         cuda_graphs: None: each step kind runs as a CUDA graph where the model is on a CUDA device; what cannot be captured runs
-            as compiled, and a warning says why. False: none. True: as None, and a model elsewhere is an error. They keep the
+            as compiled, and a warning explains why. False: none. True: as None, and a model elsewhere is an error. They keep the
             working memory of a step, and the buffers of the last run of an attached pipeline, reserved until ``reset()``.
         compiler: "inductor", or "eager" to run the specialised graphs uncompiled, for tests and debugging.
         compiler_options: options of Inductor, as ``torch.compile(options=...)`` takes them.
         on_no_regions: what to do with a graph without attention or MLP: "error", or "warn" and compile it plainly.
-        disabled_passes: names of optional passes to do without, for tests and debugging: "find_stored", "find_cut_branches",
+        disabled_passes: names of optional passes to leave out, for tests and debugging: "find_stored", "find_cut_branches",
             "narrow"; on a CPU "sum_few_rows", "fold_repeats"; on a GPU "join_slices", "store_early", "patches_as_products",
             "sum_small_weights". Results stay right; ``explain()`` lists what was left out.
         max_streams: named streams that are held at once, each with all that is nested in it; None for any number.
         total_memory_budget: bytes that the derivative buffers of all streams together may take; None for any number. It chooses
             nothing, other than ``memory_budget``, which is a stream's and chooses its granularity when it is compiled.
         stream_policy: what to do beyond either: "error", or "evict": the stream that was not used for longest, of those none of
-            whose blocks is open, is given up, and begins anew with full steps if it is called again. A warning says so once.
+            whose blocks is open, is given up, and begins again with full steps if it is called again. A warning reports it once.
         stream_ttl: seconds after which a stream is given up that no block was open of. Checked when a stream is entered; None
             for never.
 
@@ -406,7 +406,7 @@ def taylorseer_backend(
         ConfigError: an argument is wrong; it names the argument, what it may be and what it got.
 
     The compiled model's first call raises ``NoRegionsError`` where there is nothing to forecast; all errors of this package are
-    ``TaylorSeerError`` and arrive as they are, not as ``torch._dynamo.exc.BackendCompilerFailed``.
+    ``TaylorSeerError`` and arrive unwrapped, not as ``torch._dynamo.exc.BackendCompilerFailed``.
     """
     planned: Any = plan
     steps: Any = full_steps

@@ -1,4 +1,4 @@
-"""A second process need not trace: what was made of a graph goes into the cache that AOTAutograd keeps on disk.
+"""Warm starts: store compiled graphs in AOTAutograd's on-disk cache, so that a second process need not trace.
 
     first process:   Dynamo -> key: none found -> AOTAutograd -> our passes -> Inductor, twice -> StepCode, stored
     second process:  Dynamo -> key: found -> StepCode, loaded
@@ -50,7 +50,7 @@ _IS_SUPPORTED = CAN_STORE
 
 
 def _hash_sources() -> str:
-    """Of every file of ours that has a part in compiling a graph: a change in any is another cache entry."""
+    """Hash every file of ours that has a part in compiling a graph: a change in any is another cache entry."""
     digest = hashlib.sha256()
     for package in (taylorseer_fx, taylorseer_fx.passes, taylorseer_fx.runtime):
         for path in sorted(Path(package.__path__[0]).glob("*.py")):
@@ -182,7 +182,7 @@ def cache_tag(gm: fx.GraphModule, config: BackendConfig, *origin: object) -> str
 
 
 def _holds_tensors(gm: fx.GraphModule) -> bool:
-    """Of a tensor that is not an input, torch's key tells all but the values."""
+    """Hash the values of constant tensors, which torch's cache key ignores."""
     return any(isinstance(value, torch.Tensor) for module in gm.modules() for value in _attributes(module))
 
 

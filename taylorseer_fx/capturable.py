@@ -36,7 +36,7 @@ def plan_capture(gm: fx.GraphModule, inputs: Sequence[Any], static: Collection[i
 
 
 def _written_inputs(gm: fx.GraphModule, copied: Collection[fx.Node]) -> list[str]:
-    """Of a model that changes an argument in place, AOTAutograd leaves the write at the end of the graph."""
+    """Find writes into inputs: AOTAutograd leaves them at the end of the graph of a model that changes an argument in place."""
     return [
         f"{node.target} writes into input {target.name!r}"
         for node in gm.graph.find_nodes(op="call_function", target=torch.ops.aten.copy_.default)
@@ -68,7 +68,7 @@ def _tensors_elsewhere(gm: fx.GraphModule, device: torch.device | None) -> list[
 
 def _unsafe_operators(gm: fx.GraphModule) -> list[str]:
     return [
-        f"{node.target} gives what depends on data, so that the device has to be waited for"
+        f"{node.target} has a data-dependent result, which requires a device synchronisation"
         for node in gm.graph.nodes
         if any(tag in _UNSAFE_TAGS for tag in getattr(node.target, "tags", ()))
     ]

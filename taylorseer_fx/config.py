@@ -29,7 +29,7 @@ BUFFER_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16, *F
 
 @dataclass(frozen=True)
 class BackendConfig:
-    """What ``taylorseer_backend`` takes; see there. Fields that are not marked otherwise are part of the cache's key."""
+    """The arguments of ``taylorseer_backend``; see there. Fields that are not marked otherwise are part of the cache's key."""
 
     order: int = 1
     interval: int = field(default=5, metadata=NOT_IN_KEY)
@@ -85,7 +85,7 @@ class BackendConfig:
         if not isinstance(source, PlanFile):
             object.__setattr__(self, "plan", PlanFile.load(source))
         self._must_be_left_out(
-            "plan", ("interval", "warmup", "full_steps", "num_steps", "memory_budget"), "It has lists of its own."
+            "plan", ("interval", "warmup", "full_steps", "num_steps", "memory_budget"), "The plan has its own lists."
         )
         defaults = {f.name: f.default for f in fields(self)}
         for name in ("order", "granularity"):
@@ -98,10 +98,12 @@ class BackendConfig:
     def _check_schedule(self) -> None:
         if self.full_steps is not None:
             object.__setattr__(self, "full_steps", _checked_full_steps(self.full_steps))
-            self._must_be_left_out("full_steps", ("interval", "warmup", "speedup"), "The list says it all.")
+            self._must_be_left_out(
+                "full_steps", ("interval", "warmup", "speedup"), "full_steps already defines the whole schedule."
+            )
         if self.speedup is not None:
             _check_speedup(self.speedup)
-            self._must_be_left_out("speedup", ("interval", "warmup"), "It places the full steps by their number.")
+            self._must_be_left_out("speedup", ("interval", "warmup"), "speedup places the full steps by their number.")
         if self.num_steps is not None:
             _check_int("num_steps", self.num_steps, 1)
             if self.speedup is None:
@@ -154,7 +156,7 @@ class BackendConfig:
 
     @property
     def key(self) -> tuple[tuple[str, str], ...]:
-        """All that the code of a graph depends on, or that is said while it is compiled, by name."""
+        """Everything that a graph's code depends on, or that is reported while it is compiled, by name."""
         return tuple((f.name, str(getattr(self, f.name))) for f in fields(self) if f.metadata != NOT_IN_KEY)
 
     @property
@@ -171,7 +173,7 @@ class BackendConfig:
 
     @property
     def schedule(self) -> Schedule | Placement:
-        """Of a backend without a plan, or of runs that are not as planned."""
+        """The schedule of a backend without a plan, or of runs that are not as planned."""
         if self.speedup is not None:
             return Placement(self.speedup, self.num_steps)
         return Schedule(self.interval, self.warmup, self.full_steps)
@@ -201,7 +203,7 @@ def _checked_full_steps(value: Any) -> tuple[int, ...]:
         raise ConfigError("full_steps", allowed, value) from None
     for step in steps:
         if isinstance(step, bool) or not isinstance(step, int):
-            raise ConfigError("full_steps", allowed, value, f"{step!r} is no step index.")
+            raise ConfigError("full_steps", allowed, value, f"{step!r} is not a step index.")
     if not steps or steps[0] != 0:
         raise ConfigError("full_steps", allowed, value, "The first step has nothing to forecast from.")
     if any(after <= before for before, after in pairwise(steps)):
@@ -216,7 +218,7 @@ def _checked_passes(value: Any) -> tuple[str, ...]:
     names = tuple(value)
     for name in names:
         if name not in OPTIONAL:
-            raise ConfigError("disabled_passes", allowed, value, f"{name!r} is no optional pass.")
+            raise ConfigError("disabled_passes", allowed, value, f"{name!r} is not an optional pass.")
     return tuple(name for name in OPTIONAL if name in names)
 
 

@@ -6,10 +6,10 @@ RuntimeError
     │   └── StreamStepError           a named stream is called at a step that does not follow; raised by the call
     ├── StreamLimitError              no room for a further stream; raised where its block is entered, or by a call
     ├── NoRegionsError                the graph holds no attention or MLP to forecast; raised when it is compiled
-    ├── NothingCompiledError          there is no compiled graph to tell about
+    ├── NothingCompiledError          there is no compiled graph to explain
     └── PassError                     a pass failed, which is a fault of this package
 UserWarning
-└── TaylorSeerWarning                 something is not accelerated; said once a backend, with the reason
+└── TaylorSeerWarning                 something is not accelerated; issued once per backend, with the reason
 
 What is raised while ``torch.compile`` compiles arrives as it is, so that ``except TaylorSeerError`` catches it: Dynamo wraps
 other exceptions of a backend in ``torch._dynamo.exc.BackendCompilerFailed``. It adds lines to the text, behind ours.
@@ -21,7 +21,7 @@ from taylorseer_fx.compat import ShortenTraceback
 
 
 class TaylorSeerError(ShortenTraceback):
-    """Base of everything this package raises on purpose. Of the base above it: Dynamo lets it pass."""
+    """The base of everything this package raises on purpose. Dynamo lets its own base class pass unwrapped."""
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args, first_useful_frame=None)
@@ -31,21 +31,21 @@ class TaylorSeerError(ShortenTraceback):
 
 
 def _remade(kind: type[TaylorSeerError], args: tuple[Any, ...]) -> TaylorSeerError:
-    """From another process: the text is made already."""
+    """Remake an error from another process, whose text is made already."""
     error = kind.__new__(kind)
     TaylorSeerError.__init__(error, *args)
     return error
 
 
 class ConfigError(TaylorSeerError, ValueError):
-    """Names the argument, what it may be, what it got."""
+    """An argument is wrong; names it, what it may be, and what it got."""
 
     def __init__(self, argument: str, allowed: str, got: object, hint: str = "") -> None:
         super().__init__(f"{argument} must be {allowed}, got {got!r}{'. ' + hint if hint else ''}")
 
 
 class StreamStepError(ConfigError):
-    """A call says another step than its stream's buffers can go on with. Nothing was executed, and the stream is as before."""
+    """A call gives a step that does not follow its stream's last. Nothing was executed, and the stream is as before."""
 
     def __init__(self, stream: str, stands_at: int, step: int) -> None:
         allowed = f"{stands_at + 1}, or 0 to begin a new generation, in the stream {stream!r}, which stands at {stands_at}"
@@ -65,7 +65,7 @@ class NoRegionsError(TaylorSeerError):
 
 
 class NothingCompiledError(TaylorSeerError):
-    """There is no compiled graph to tell about."""
+    """There is no compiled graph to explain."""
 
 
 class PassError(TaylorSeerError):
@@ -73,4 +73,4 @@ class PassError(TaylorSeerError):
 
 
 class TaylorSeerWarning(UserWarning):
-    """Something is not accelerated, and why."""
+    """Something is not accelerated; the message explains why."""

@@ -50,8 +50,8 @@ class CompiledGraph:
 
 @dataclass(frozen=True)
 class Report(GraphNumbers):
-    """All of it as data; ``print`` shows it as tables. Where the model compiled to several graphs, about the one that ``number``
-    tells, and ``graphs`` lists them all.
+    """A report on one compiled graph, as data; ``print`` shows it as tables. If the model compiled to several graphs, it is on
+    the one of ``number``, and ``graphs`` lists them all.
     """
 
     order: int
@@ -64,14 +64,14 @@ class Report(GraphNumbers):
     _remade: Passes = field(repr=False)
 
     def graph(self, name: str, *, lowered: bool = False) -> fx.GraphModule:
-        """The graph "canonical", "guarded", "full" or "forecast"; ``graph("full").print_readable()`` prints it.
+        """Make the graph "canonical", "guarded", "full" or "forecast" again; ``graph("full").print_readable()`` prints it.
 
         A report keeps numbers only, so the passes make it again, which takes seconds for a large model. It is as they left it,
-        before Inductor worked in it, and nobody else's.
+        before Inductor worked in it, and a copy of your own.
 
         Args:
             name: of the graph.
-            lowered: of "full" and "forecast", the graph that was compiled: what pays on the device at hand was rewritten in it.
+            lowered: for "full" and "forecast", the graph that was compiled, with the rewrites for the device at hand.
 
         Raises:
             ConfigError: another name.
@@ -173,8 +173,8 @@ class Report(GraphNumbers):
 
     def _no_time(self) -> str:
         if any(entry.takes_time for entry in self.graphs):
-            return "none in this graph; the one above that takes the timestep tells it"
-        return "none found: say the step with backend.stream(name, step=i), or backend.attach(pipe)"
+            return "none in this graph; the step comes from the graph above that takes the timestep"
+        return "none found: give the step by backend.stream(name, step=i), or backend.attach(pipe)"
 
 
 def describe_model(

@@ -3,6 +3,8 @@
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field, fields
+from functools import reduce
+from operator import add
 from types import TracebackType
 from typing import Any
 
@@ -14,7 +16,7 @@ from taylorseer_fx.explain import Report
 
 @dataclass(frozen=True)
 class Explanation:
-    """What each backend explains, by the name of its denoiser; ``print`` it. One that was not called yet has no report."""
+    """The reports of all backends, by the name of the denoiser; ``print`` it. One that was not called yet has no report."""
 
     reports: Mapping[str, Report]
     waiting: tuple[str, ...] = ()
@@ -28,8 +30,8 @@ class Explanation:
 class Acceleration:
     """A pipeline or a model that ``accelerate`` made faster. As a context manager it is undone at the end.
 
-    ``backends``: of each denoiser, by the name of its component; of a bare model, under "model". ``compiled``: how each was
-    compiled, in words.
+    ``backends``: the backend of each denoiser, by the name of its component; that of a bare model is "model". ``compiled``: how
+    each was compiled, in words.
     """
 
     target: str
@@ -66,9 +68,9 @@ class Acceleration:
         return Explanation(reports, tuple(errors))
 
     def stats(self) -> Stats:
-        """The counters of all denoisers, added up, peaks too; ``backends[name].stats()`` has those of one."""
+        """Add up the counters of all denoisers, peaks too, and list their streams; ``backends[name].stats()`` is of one."""
         each = [backend.stats() for backend in self.backends.values()]
-        return Stats(**{entry.name: sum(getattr(stats, entry.name) for stats in each) for entry in fields(Stats)})
+        return Stats(**{entry.name: reduce(add, (getattr(stats, entry.name) for stats in each)) for entry in fields(Stats)})
 
     def reset(self) -> None:
         """Forget all streams and free their buffers; see ``TaylorSeerBackend.reset``."""
@@ -76,7 +78,7 @@ class Acceleration:
             backend.reset()
 
     def stream(self, name: str, *, step: int | None = None) -> AbstractContextManager[Any]:
-        """Calls inside belong to the stream ``name``; see ``TaylorSeerBackend.stream``.
+        """Run the calls inside as the stream ``name``; see ``TaylorSeerBackend.stream``.
 
         Raises:
             ConfigError: as there.

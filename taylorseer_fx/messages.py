@@ -48,12 +48,12 @@ GRADIENTS = (
 
 
 def nothing_compiled(num_plain: int) -> str:
-    """``explain`` has no graph to tell about; ``num_plain`` graphs were compiled with gradients."""
+    """``explain`` has no graph to describe; ``num_plain`` graphs were compiled with gradients."""
     if not num_plain:
-        return "explain() tells about a compiled graph: call the compiled model once first"
+        return "explain() describes a compiled graph: call the compiled model once first"
     graphs = "the only graph was" if num_plain == 1 else f"all {num_plain} graphs were"
     return (
-        f"explain() has nothing to tell: {graphs} compiled with gradients enabled, and so as plain torch.compile would. "
+        f"explain() has nothing to describe: {graphs} compiled with gradients enabled, and so as plain torch.compile would. "
         "Call the model under torch.no_grad() or torch.inference_mode(), then ask again."
     )
 

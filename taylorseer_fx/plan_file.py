@@ -83,12 +83,12 @@ class PlanFile:
         return by_number[number]
 
     def differences(self, graph: GraphSignature) -> Iterator[str]:
-        """What differs in a graph that was compiled."""
+        """Name what differs in a graph that was compiled."""
         if graph not in self.graphs:
             yield f"the model: the plan is for {' and '.join(map(str, self.graphs))}, here is {graph}"
 
     def differences_of_run(self, run: RunSignature) -> Iterator[str]:
-        """What differs in a run of an attached pipeline."""
+        """Name what differs in a run of an attached pipeline."""
         if self.runs is None:
             return
         for name in ("scheduler", "settings", "guidance"):
@@ -114,9 +114,11 @@ class PlanFile:
             content = json.loads(text)
             schema = content["schema"]
         except (ValueError, KeyError, TypeError):
-            raise ConfigError("plan", "a file that calibrate wrote", where, "It is no JSON of one, or not all of it.") from None
+            raise ConfigError(
+                "plan", "a file that calibrate wrote", where, "It is not the JSON of a plan, or not all of it."
+            ) from None
         if schema != SCHEMA:
-            raise ConfigError("plan", f"a plan file of version {SCHEMA}", where, f"It is of version {schema!r}; calibrate anew.")
+            raise ConfigError("plan", f"a plan file of version {SCHEMA}", where, f"It is of version {schema!r}; calibrate again.")
         try:
             return cls(
                 num_steps=_whole(content["num_steps"]),

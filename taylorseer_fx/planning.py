@@ -31,7 +31,7 @@ from taylorseer_fx.text import format_bytes, format_flops
 
 @dataclass(frozen=True)
 class Plan:
-    """Costs of a run of ``num_steps`` steps. FLOPs are of one step: matrix products and attention, 2 a multiply-add.
+    """The costs of a run of ``num_steps`` steps. FLOPs are per step: matrix products and attention, 2 per multiply-add.
 
     ``notes``: what is odd about the settings for such a run (nothing is forecast, the list of full steps is for a shorter one,
     modules are over the memory budget).
@@ -49,7 +49,7 @@ class Plan:
 
     @property
     def granularity(self) -> str:
-        """What is counted: "module", or "stack" also where modules are over the memory budget."""
+        """The granularity counted: "module", or "stack", also where modules are over the memory budget."""
         return self.reports[0].granularity
 
     @property
@@ -58,13 +58,13 @@ class Plan:
 
     @property
     def flops_total(self) -> int:
-        """FLOPs of the whole run."""
+        """The FLOPs of the whole run."""
         num_full = len(self.full_steps)
         return num_full * self.flops_full + (self.num_steps - num_full) * self.flops_forecast
 
     @property
     def speedup_ceiling(self) -> float:
-        """FLOPs of the run with every step full, over its FLOPs with forecasting."""
+        """The FLOPs of the run with every step full, over its FLOPs with forecasting."""
         return self.num_steps * self.flops_full / self.flops_total
 
     def __str__(self) -> str:
@@ -104,7 +104,7 @@ def plan(
         num_steps: length of the run, at least 1.
         order, interval, warmup, granularity, buffer_dtype, full_steps, speedup, history, memory_budget: as for
             ``taylorseer_backend``.
-            For a model whose modules need more than the budget, the stack is counted; ``granularity`` of the plan tells.
+            For a model whose modules need more than the budget, the stack is counted; the plan's ``granularity`` shows it.
 
     Raises:
         ConfigError: an argument is wrong.

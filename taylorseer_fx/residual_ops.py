@@ -1,4 +1,4 @@
-"""``register_residual_op``: say what an operator of one's own adds to the stream."""
+"""``register_residual_op``: declare what an operator of one's own adds to the residual stream."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +11,7 @@ from taylorseer_fx.passes.residual_ops import OF_TORCH, REGISTERED, as_overload,
 
 
 def register_residual_op(op: Any, decomposition: Callable[..., Any]) -> None:
-    """Say that ``op`` adds a residual, ``x + gate * f`` in one kernel, so that what it adds is found and forecast.
+    """Declare that ``op`` adds a residual, ``x + gate * f`` in one kernel, so that what it adds is found and forecast.
 
     The backend cannot see into an operator that torch does not define. Where one adds the output of attention or an MLP to the
     stream, that output is executed in every step, unless the operator is registered: then it is compiled as ``decomposition``,

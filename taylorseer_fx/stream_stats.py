@@ -1,4 +1,4 @@
-"""What is known of each stream that holds buffers, for ``stats()``."""
+"""The streams that hold buffers, for ``stats()``."""
 
 from dataclasses import dataclass
 
@@ -11,8 +11,8 @@ class StreamStats:
     """A stream that holds buffers.
 
     ``name``: as it was given, with those around it, as in "request-7/cond"; None for calls outside any block. ``step``: the
-    latest that it was called at. ``buffer_bytes``: allocated now. ``idle_s``: seconds since the last block of it was left, or
-    of what it is nested in; 0 while one is open, None outside any block.
+    latest that it was called at. ``buffer_bytes``: allocated now. ``idle_s``: seconds since its last block was left, or
+    that of the stream around it; 0 while one is open, None outside any block.
     """
 
     name: str | None

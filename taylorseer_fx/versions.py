@@ -6,7 +6,7 @@ from importlib.metadata import PackageNotFoundError, requires, version
 
 
 def versions() -> dict[str, str]:
-    """Of this package, what it depends on, and Python, by name."""
+    """The versions of this package, of what it depends on, and of Python, by name."""
     found = {"taylorseer_fx": _version("taylorseer-fx")}
     for requirement in _requirements():
         found[requirement] = _version(requirement)

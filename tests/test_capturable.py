@@ -58,7 +58,7 @@ def test_operators_that_wait(op, name):
     graph.output((graph.call_function(op, (x,)),))
     plan = plan_capture(fx.GraphModule({}, graph), [torch.ones(1)], ())
     assert plan.obstacle.startswith(f"aten.{name}")
-    assert "depends on data" in plan.obstacle
+    assert "data-dependent" in plan.obstacle
 
 
 class TestTensorsElsewhere:

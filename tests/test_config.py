@@ -242,8 +242,8 @@ class TestDeclaredOnce:
             assert field.name == "compiler_options" or parameters[field.name].default == field.default
 
     def test_each_is_described(self):
-        readme = Path(__file__).parents[1].joinpath("README.md").read_text()
-        table = "".join(line.split("|")[1] for line in readme.splitlines() if line.startswith("| `"))
+        page = Path(__file__).parents[1].joinpath("docs", "choosing.md").read_text()
+        table = "".join(line.split("|")[1] for line in page.splitlines() if line.startswith("| `"))
         for name in self.NAMES:
             assert f"\n        {name}: " in taylorseer_backend.__doc__
             assert f"`{name}`" in table

@@ -102,7 +102,7 @@ def test_missing_extra_is_named(monkeypatch, capsys):
 
 def test_command_prints_its_version():
     out = subprocess.run([sys.executable, "-m", "taylorseer_fx.cli", "--version"], capture_output=True, text=True, check=True)
-    assert out.stdout.strip() == "0.1.0"
+    assert out.stdout.strip() == "0.2.0"
 
 
 def test_unknown_command_is_refused(capsys):

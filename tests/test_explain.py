@@ -305,4 +305,4 @@ class TestWhen:
         text = section(report, "executed in every step:")
         assert "also feed something that is not forecast" in text
         assert "1 rejected" in str(report)
-        assert "time inputs:   none found: say the step with backend.stream" in str(report)
+        assert "time inputs:   none found: give the step by backend.stream" in str(report)

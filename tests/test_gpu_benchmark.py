@@ -56,15 +56,7 @@ def test_small_run(tmp_path, capsys, monkeypatch):
 
 
 def _gpu_table(results) -> str:
-    from benchmarks import readme
-
-    text = "<!-- gpu -->\n<!-- /gpu -->"
-    tables = {"gpu": readme._TABLES["gpu"]}
-    before, readme._TABLES = readme._TABLES, tables
-    try:
-        return with_tables(text, results)
-    finally:
-        readme._TABLES = before
+    return with_tables("<!-- gpu -->\n<!-- /gpu -->", results, ["gpu"])
 
 
 def test_nothing_measured(tmp_path):

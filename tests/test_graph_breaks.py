@@ -210,7 +210,7 @@ def test_one_graph_serves_all_layers():
     report = backend.explain()
     assert [(entry.num_features, entry.num_layers, entry.takes_time) for entry in report.graphs] == [(0, 0, True), (2, 3, False)]
     assert "no regions" in str(backend.explain(graph=0))
-    assert "none in this graph; the one above that takes the timestep tells it" in str(report)
+    assert "none in this graph; the step comes from the graph above that takes the timestep" in str(report)
 
 
 @pytest.mark.filterwarnings("ignore::taylorseer_fx.TaylorSeerWarning")

@@ -62,9 +62,9 @@ class TestFile:
     @pytest.mark.parametrize(
         ("damage", "message"),
         [
-            (lambda text: text[: len(text) // 2], "It is no JSON of one, or not all of it"),
-            (lambda text: "", "It is no JSON of one"),
-            (lambda text: "[1, 2]", "It is no JSON of one"),
+            (lambda text: text[: len(text) // 2], "It is not the JSON of a plan, or not all of it"),
+            (lambda text: "", "It is not the JSON of a plan"),
+            (lambda text: "[1, 2]", "It is not the JSON of a plan"),
             (lambda text: text.replace('"schema": 1', '"schema": 2'), "a plan file of version 1, got .* It is of version 2"),
             (lambda text: text.replace('"order": 1', '"order": -1'), "Its content is wrong: -1 is no number"),
             (lambda text: text.replace('"3": [', '"4": ['), "is no list of 4 full steps of 10"),

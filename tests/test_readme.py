@@ -1,26 +1,54 @@
-"""The README says what was recorded, and nothing in the tree speaks of a machine."""
+"""README and docs show what was recorded, every link leads somewhere, and the README stays one page."""
 
 import json
+import re
 from pathlib import Path
 
+import pytest
+
+from benchmarks.choices import SHOWN
 from benchmarks.cuda_codegen.document import page
-from benchmarks.readme import with_tables
+from benchmarks.readme import PAGES, with_tables
 
 ROOT = Path(__file__).parents[1]
+MAX_WORDS = 1000
+DOCUMENTS = sorted(
+    path.relative_to(ROOT).as_posix()
+    for folder in (ROOT, ROOT / "docs", ROOT / "docs" / "comparison", ROOT / "examples", ROOT / ".github")
+    for path in folder.glob("*.md")
+)
 
 
-def test_readme_tables_are_the_recorded_ones():
+@pytest.mark.parametrize("name", PAGES)
+def test_tables_are_the_recorded_ones(name):
+    text = (ROOT / name).read_text()
+    assert with_tables(text, ROOT / "benchmarks" / "results", PAGES[name]) == text
+
+
+def test_readme_is_one_page():
+    """Whatever holds a letter or a digit is a word, in tables and code too."""
     text = (ROOT / "README.md").read_text()
-    assert with_tables(text, ROOT / "benchmarks" / "results") == text
+    assert len(re.findall(r"\S*\w\S*", text)) <= MAX_WORDS
+    assert 5 <= len(SHOWN) <= 7
 
 
-def test_readme_links_resolve():
-    import re
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_links_resolve(name):
+    """Files, and headings within a page."""
+    path = ROOT / name
+    for target in re.findall(r"(?<!`)\]\(([^)\s]+)\)", path.read_text()):
+        if "://" in target:
+            continue
+        file, _, heading = target.partition("#")
+        there = path.parent / file if file else path
+        assert there.exists(), target
+        assert not heading or heading in _anchors(there.read_text()), target
 
-    text = (ROOT / "README.md").read_text()
-    targets = [target for target in re.findall(r"\]\(([^)]+)\)", text) if "://" not in target]
-    assert targets
-    assert [target for target in targets if not (ROOT / target).exists()] == []
+
+def _anchors(text: str) -> set[str]:
+    """As GitHub makes them of headings."""
+    headings = re.findall(r"(?m)^#+ (.+)$", text)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 def test_the_page_on_generated_code_says_what_was_recorded():

@@ -21,7 +21,7 @@ from benchmarks.gpu.cases import cases
 from benchmarks.gpu.loop import copy_bandwidth
 from benchmarks.gpu.recording import Record
 from benchmarks.gpu.rows import Bench, choose_depth, measure_case
-from benchmarks.readme import update_readme
+from benchmarks.readme import update_pages
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "gpu.json"
@@ -80,7 +80,7 @@ def main(arguments: list[str] | None = None, started: float | None = None) -> No
     out = options.out or (RESULTS if is_record else None)
     run(device, options, mode, out, (started or time.monotonic()) + 60 * options.minutes)
     if out == RESULTS:
-        update_readme(ROOT)
+        update_pages(ROOT)
 
 
 if __name__ == "__main__":

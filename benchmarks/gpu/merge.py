@@ -12,7 +12,7 @@ from typing import Any
 from benchmarks.gpu.__main__ import RESULTS, ROOT
 from benchmarks.gpu.recording import Record
 from benchmarks.gpu.rows import LEFT_OUT, OURS
-from benchmarks.readme import update_readme
+from benchmarks.readme import update_pages
 
 SAME = ("device", "torch", "cuda", "diffusers", "python", "mode", "num_steps")
 
@@ -43,7 +43,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     merged([json.loads(path.read_text()) for path in options.files], options.out).save()
     if options.out == RESULTS:
-        update_readme(ROOT)
+        update_pages(ROOT)
 
 
 if __name__ == "__main__":
