@@ -20,7 +20,7 @@ PAGE = """# How near forecasts come, by where the full steps stand
 
 Decibels (PSNR) of {count} pictures against the run in full from the same noise, mean and worst picture, on the two trained
 models that ship in the package. The noise was used for nothing else. *paper* is the schedule of TaylorSeer's code: three full
-steps, then one every N. *default* is `speedup=`, in gaps that grow ([runtime/placement.py](../runtime/placement.py)).
+steps, then one every N. *default* is `speedup=`, in gaps that grow (`runtime/placement.py`).
 *calibrated* lists were found by `calibrate` on {calibration_count} pictures of other noise and five of the ten classes; all ten
 are drawn here. *fewer steps* are as many steps as the others execute, all in full. Order 1 unless said. Made by
 `python -m benchmarks.fidelity`.
