@@ -29,7 +29,7 @@ are drawn here. *fewer steps* are as many steps as the others execute, all in fu
 
 ## Three settings, guidance 2
 
-{headline_count} pictures of yet other noise: decibels of all pictures together / mean over pictures / worst picture.
+{headline_count} pictures of yet other noise: decibels, mean over pictures (worst picture).
 
 {headline}
 
@@ -139,12 +139,12 @@ def _headline(figures: Figures) -> str:
             for num_steps, num_full in HEADLINE:
                 cells = [Cell(subject.name, granularity, num_steps, 2.0, num_full, kind) for kind in HEADLINE_KINDS]
                 where = f"{num_full} of {num_steps}"
-                rows.append((subject.name, granularity, where, *(_all_mean_worst(figures.headline(cell)) for cell in cells)))
+                rows.append((subject.name, granularity, where, *(_mean_and_worst(figures.headline(cell)) for cell in cells)))
     return _table(("model", "granularity", "full steps", "paper", "default", "calibrated", "fewer steps"), rows, left=3)
 
 
-def _all_mean_worst(found: dict[str, float]) -> str:
-    return f"{found['all_db']:.1f} / {found['mean_db']:.1f} / {found['worst_db']:.1f}"
+def _mean_and_worst(found: dict[str, float]) -> str:
+    return f"{found['mean_db']:.1f} ({found['worst_db']:.1f})"
 
 
 def _frechet(figures: Figures) -> str:
