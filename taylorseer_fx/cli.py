@@ -182,7 +182,7 @@ def _add_doctor(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
 
 def _doctor(_args: argparse.Namespace) -> int:
     with _without_torchao():
-        from taylorseer_fx.doctor import examine
+        from taylorseer_fx.doctor.main import examine
 
         return 0 if examine(lambda text: print(text, flush=True)) else 1
 

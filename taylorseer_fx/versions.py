@@ -4,6 +4,8 @@ import platform
 import re
 from importlib.metadata import PackageNotFoundError, requires, version
 
+import torch
+
 
 def versions() -> dict[str, str]:
     """The versions of this package, of what it depends on, and of Python, by name."""
@@ -23,6 +25,8 @@ def _requirements() -> list[str]:
 
 
 def _version(name: str) -> str:
+    if name == "torch":
+        return str(torch.__version__)  # with the build, such as +cpu, which not every wheel's metadata has
     try:
         return version(name)
     except PackageNotFoundError:

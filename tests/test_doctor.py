@@ -12,11 +12,13 @@ from typing import Any
 import pytest
 import torch
 
-from taylorseer_fx import cli, doctor, self_test
+from taylorseer_fx import cli
 from taylorseer_fx.backend import TaylorSeerBackend
 from taylorseer_fx.bench.hook_reference import HookReference
 from taylorseer_fx.compat import inductor_config
-from taylorseer_fx.self_test import SelfTest, run_self_test
+from taylorseer_fx.doctor import main as doctor
+from taylorseer_fx.doctor import self_test
+from taylorseer_fx.doctor.self_test import SelfTest, run_self_test
 
 
 @pytest.fixture

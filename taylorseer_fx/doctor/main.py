@@ -15,7 +15,7 @@ import torch
 
 from taylorseer_fx.bench.results import cpu_name
 from taylorseer_fx.compat import inductor_cache_folder, inductor_config
-from taylorseer_fx.self_test import NUM_STEPS, TOLERANCE, SelfTest, run_self_test
+from taylorseer_fx.doctor.self_test import NUM_STEPS, TOLERANCE, SelfTest, run_self_test
 from taylorseer_fx.text import format_bytes
 from taylorseer_fx.versions import versions
 

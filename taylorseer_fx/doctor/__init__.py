@@ -1,0 +1,1 @@
+"""``taylorseer-fx doctor``: what a bug report needs, in one paste, with a self-test."""
