@@ -16,7 +16,6 @@ MEASURES = {
     "frechet_of_first_500": f"Frechet distance, first {FEWER_SAMPLES} samples",
     "frechet": "Frechet distance, all samples",
 }
-_SHOWN = (*MEASURES, "psnr_db")
 
 
 @dataclass(frozen=True)
@@ -107,8 +106,10 @@ def markdown(content: Mapping[str, Any]) -> str:
         + (f"; one half of the real digits is {halves:.3f} from the other." if halves is not None else ".")
     )
     parts = [intro]
-    for measure in _SHOWN if num_samples > FEWER_SAMPLES else ("frechet_of_first_500", "psnr_db"):
-        parts += [f"**{MEASURES.get(measure, 'PSNR against the run in full, dB')}**", table(claims, measure, _form(measure))]
+    has_few = num_samples <= FEWER_SAMPLES
+    labels = {"frechet": "Frechet distance"} if has_few else MEASURES
+    for measure in (*labels, "psnr_db"):
+        parts += [f"**{labels.get(measure, 'PSNR against the run in full, dB')}**", table(claims, measure, _form(measure))]
     return "\n\n".join([*parts, verdict(claims)])
 
 
@@ -123,7 +124,10 @@ def save_picture(content: Mapping[str, Any], path: Path) -> None:
         figure = Figure(figsize=(10, 7.5), layout="constrained")
         axes = figure.subplots(2, 2, sharex=True, sharey="row")
         for row, (measure, label) in enumerate(
-            (("frechet_of_first_500", f"Frechet distance (first {FEWER_SAMPLES})"), ("psnr_db", "PSNR against full run, dB"))
+            (
+                ("frechet_of_first_500", f"Frechet distance (first {min(FEWER_SAMPLES, content['settings']['num_samples'])})"),
+                ("psnr_db", "PSNR against full run, dB"),
+            )
         ):
             for column, name in enumerate(GRANULARITIES):
                 _panel(axes[row][column], claims, measure, name)
