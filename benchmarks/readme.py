@@ -321,7 +321,7 @@ def _claims(source: dict[str, Any]) -> str:
 
 
 _TABLES: dict[str, tuple[Any, ...]] = {  # what renders it, and the records that it is given
-    "choice": (choices.choice, "claims", "comparison", "benchmarks"),
+    "choice": (choices.choice, "claims", "comparison", "benchmarks", "fidelity-digits", "fidelity-fashion"),
     "compared": (choices.compared, "comparison"),
     "orders": (choices.orders, "claims"),
     "granularity": (choices.granularity, "comparison", "benchmarks"),

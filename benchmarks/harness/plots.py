@@ -61,7 +61,7 @@ def _quality(result: WorkloadResult) -> Figure | None:
         x, y = [row.speedup or 0.0 for row in mine], [row.psnr_db or 0.0 for row in mine]
         axis.plot(x, y, marker=marker, color=colour, label=family, linewidth=1, markersize=7)
         if family.startswith("ours"):
-            _label_orders(axis, mine, colour)
+            _label(axis, mine, colour)
     axis.set_xlabel("speed-up over torch.compile with every step in full")
     axis.set_ylabel("PSNR against the full run, dB")
     axis.set_title(f"{result.workload}: {len(result.schedule)} full steps of {result.num_steps}")
@@ -69,9 +69,11 @@ def _quality(result: WorkloadResult) -> Figure | None:
     return figure
 
 
-def _label_orders(axis: Any, rows: Sequence[Row], colour: Any) -> None:
+def _label(axis: Any, rows: Sequence[Row], colour: Any) -> None:
+    """By order, or by the number of full steps where that differs."""
     for row, place in zip(rows, itertools.cycle(_PLACES)):
-        label = f"O{row.method.rpartition('order ')[2]}"
+        order = row.method.rpartition("order ")[2]
+        label = f"O{order}" if order.isdigit() else f"{len(row.full_steps)} full"
         axis.annotate(label, (row.speedup, row.psnr_db), xytext=place, textcoords="offset points", color=colour, fontsize=8)
 
 
