@@ -22,6 +22,7 @@ STYLE = {
 }
 _DASHES: tuple[Any, ...] = ("-", (0, (6, 3)), (0, (2, 3)), (0, (8, 3, 2, 3)))
 _PLACES = ((-18, -12), (6, -12), (6, 5), (-4, -17), (-18, 5))  # of labels about their points, in points
+SHOWN_DB = 20.0  # below the best; what lies deeper is named in the legend
 _MARKERS = "osD^vPX*<>hpd"
 
 
@@ -55,16 +56,19 @@ def _quality(result: WorkloadResult) -> Figure | None:
     figure = Figure(figsize=(10, 5.2), layout="constrained")
     axis = figure.subplots()
     colours = _colours(result)
+    lowest = max(row.psnr_db or 0.0 for row in rows) - SHOWN_DB
     for family in dict.fromkeys(row.family for row in rows):
         mine = sorted((row for row in rows if row.family == family), key=lambda row: row.method)  # ours by order
         colour, marker = colours[family]
         x, y = [row.speedup or 0.0 for row in mine], [row.psnr_db or 0.0 for row in mine]
-        axis.plot(x, y, marker=marker, color=colour, label=family, linewidth=1, markersize=7)
+        label = family if max(y) >= lowest else f"{family} ({max(y):.1f} dB, below)"
+        axis.plot(x, y, marker=marker, color=colour, label=label, linewidth=1, markersize=7)
         if family.startswith("ours"):
             _label(axis, mine, colour)
     axis.set_xlabel("speed-up over torch.compile with every step in full")
     axis.set_ylabel("PSNR against the full run, dB")
-    axis.set_title(f"{result.workload}: {len(result.schedule)} full steps of {result.num_steps}")
+    axis.set_title(f"{result.workload}: {len(result.schedule)} full steps of {result.num_steps} unless labelled")
+    axis.set_ylim(bottom=max(lowest, axis.get_ylim()[0]))
     figure.legend(loc="outside right upper")
     return figure
 
