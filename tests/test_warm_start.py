@@ -127,6 +127,7 @@ def test_what_the_tag_depends_on():
         {"forecaster": "newton"},
         {"cuda_graphs": False},
         {"compiler_options": {"epilogue_fusion": False}},
+        {"max_streams": 8, "total_memory_budget": 10**9, "stream_policy": "evict", "stream_ttl": 60.0},
     ]
     named = {name for given in the_same for name in given}
     assert {field.name for field in fields(BackendConfig)} == {*others, *named, "compiler"}
