@@ -72,7 +72,8 @@ def choice(
     by_order = ", ".join(db("module", order, 5) for order in range(4))
     return "\n".join(
         [
-            f"- **Speed-up**: 3 for fidelity, 5 for speed. At order 1, {', '.join(full)} full steps of 50 give {by_speed} dB.",
+            "- **Speed-up**: 3 for fidelity, 5 for speed. The paper's schedule, order 1, no guidance: "
+            f"{', '.join(full)} full steps of 50 give {by_speed} dB.",
             _where(Figures({"cells": digits["cells"] | fashion["cells"], "headline": digits["headline"] | fashion["headline"]})),
             f"- **Order**: 1 or 2. With {full[1]} full steps of 50, orders 0 to 3 give {by_order} dB.",
             f'- **Granularity**: `"module"` as in the paper ({_speed_and_db(module)}), or `"stack"` ({_speed_and_db(stack)}), '
@@ -88,7 +89,7 @@ def _where(figures: Figures) -> str:
 
     def db(kind: str) -> str:
         digits, fashion = (figures.headline(Cell(model, "module", 50, 2.0, 8, kind))["mean_db"] for model in MODELS)
-        return f"{digits:.1f} ({fashion:.1f} on the fashion model)"
+        return f"{digits:.1f} dB ({fashion:.1f} on the fashion model)"
 
     gains = {
         key: gain for model in MODELS for name in GRANULARITIES for key, gain in all_gains(figures, model, name, PAPER).items()

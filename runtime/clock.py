@@ -183,9 +183,9 @@ class Clock:
         scope = forward.scope
         if scope is None or scope.step is None or scope.told_by is None:
             return
-        call = _as_call(forward, ((float(scope.step),),))
+        reading: Reading = ((float(scope.step),),)
         try:
-            self.told.check(scope, lambda: track.repeats(call))
+            self.told.check(scope, lambda: track.repeats(_as_call(forward, reading)))
         except StreamStepError:
             track.take_back()
             self.num_forwards -= 1

@@ -99,14 +99,14 @@ def on_held_out(trials: Sequence[Trial], judge: Judge) -> list[Trial]:
 
 def papers_lists(num_steps: int, num_full: int) -> Iterator[tuple[int, ...]]:
     """The paper's schedules, by interval and warm-up, of ``num_full`` full steps; the one with the longest warm-up first."""
-    found = []
-    for warmup in WARMUPS:
-        for interval in range(1, num_steps + 1):
-            steps = tuple(Schedule(interval, warmup).full_steps_of(num_steps))
-            if len(steps) == num_full:
-                found.append(steps)
-                break
-    yield from dict.fromkeys(found)
+    found = (papers_list(num_steps, num_full, warmup) for warmup in WARMUPS)
+    yield from dict.fromkeys(steps for steps in found if steps is not None)
+
+
+def papers_list(num_steps: int, num_full: int, warmup: int) -> tuple[int, ...] | None:
+    """The paper's schedule of that warm-up and exactly ``num_full`` full steps; None if there is none."""
+    lists = (tuple(Schedule(interval, warmup).full_steps_of(num_steps)) for interval in range(1, num_steps + 1))
+    return next((steps for steps in lists if len(steps) == num_full), None)
 
 
 def _cost(gram: Matrix, steps: Sequence[int]) -> float:

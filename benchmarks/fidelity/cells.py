@@ -4,10 +4,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
 
-from taylorseer_fx.judging import WARMUPS
+from taylorseer_fx.judging import WARMUPS, papers_list
 from taylorseer_fx.runtime.forecasters import FORECASTERS
 from taylorseer_fx.runtime.placement import place
-from taylorseer_fx.runtime.schedule import Schedule
 
 GRANULARITIES = ("module", "stack")
 STEPS, GUIDANCES, FULL = (20, 28, 50, 100), (2.0, 1.0, 4.0), (6, 8, 10, 12, 16)
@@ -39,15 +38,6 @@ class Cell:
     @property
     def setting(self) -> tuple[str, str, int, float, int]:
         return self.model, self.granularity, self.num_steps, self.guidance, self.num_full
-
-
-def papers_list(num_steps: int, num_full: int, warmup: int) -> tuple[int, ...] | None:
-    """The paper's schedule of that warm-up and exactly ``num_full`` full steps; None if there is none."""
-    for interval in range(1, num_steps + 1):
-        steps = tuple(Schedule(interval, warmup).full_steps_of(num_steps))
-        if len(steps) == num_full:
-            return steps
-    return None
 
 
 def ways(num_steps: int, num_full: int) -> dict[str, tuple[int, ...]]:

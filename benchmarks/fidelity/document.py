@@ -1,6 +1,6 @@
 """The recorded figures as a page of the documentation, with its pictures."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -133,31 +133,23 @@ def _table(header: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1) 
 
 
 def _headline(figures: Figures) -> str:
-    rows = []
-    for subject in SUBJECTS:
-        for granularity in GRANULARITIES:
-            for num_steps, num_full in HEADLINE:
-                cells = [Cell(subject.name, granularity, num_steps, 2.0, num_full, kind) for kind in HEADLINE_KINDS]
-                where = f"{num_full} of {num_steps}"
-                rows.append((subject.name, granularity, where, *(_mean_and_worst(figures.headline(cell)) for cell in cells)))
-    return _table(("model", "granularity", "full steps", "paper", "default", "calibrated", "fewer steps"), rows, left=3)
-
-
-def _mean_and_worst(found: dict[str, float]) -> str:
-    return f"{found['mean_db']:.1f} ({found['worst_db']:.1f})"
+    return _headline_table(figures, HEADLINE_KINDS, lambda found: f"{found['mean_db']:.1f} ({found['worst_db']:.1f})")
 
 
 def _frechet(figures: Figures) -> str:
-    kinds = ("in full", *HEADLINE_KINDS)
+    return _headline_table(figures, ("in full", *HEADLINE_KINDS), lambda found: f"{found['frechet']:.2f}")
+
+
+def _headline_table(figures: Figures, kinds: Sequence[str], text: Callable[[dict[str, float]], str]) -> str:
+    """A row for each headline setting of both models, a column for each of ``kinds``."""
     rows = []
     for subject in SUBJECTS:
         for granularity in GRANULARITIES:
             for num_steps, num_full in HEADLINE:
                 cells = [Cell(subject.name, granularity, num_steps, 2.0, num_full, kind) for kind in kinds]
                 where = f"{num_full} of {num_steps}"
-                rows.append((subject.name, granularity, where, *(f"{figures.headline(cell)['frechet']:.2f}" for cell in cells)))
-    header = ("model", "granularity", "full steps", *(kind.removesuffix(", warm-up 3") for kind in kinds))
-    return _table(header, rows, left=3)
+                rows.append((subject.name, granularity, where, *(text(figures.headline(cell)) for cell in cells)))
+    return _table(("model", "granularity", "full steps", *(kind.removesuffix(", warm-up 3") for kind in kinds)), rows, left=3)
 
 
 AIMS = {  # least gains in the headline settings

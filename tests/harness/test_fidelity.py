@@ -5,11 +5,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.fidelity.cells import GRANULARITIES, PAPER, Cell, cells, papers_list, ways
+from benchmarks.fidelity.cells import GRANULARITIES, PAPER, Cell, cells, ways
 from benchmarks.fidelity.document import Figures, page
 from benchmarks.fidelity.measure import recorded
 from benchmarks.fidelity.subjects import SUBJECTS, Compiled, Noise, decibels
 from taylorseer_fx import taylorseer_backend
+from taylorseer_fx.judging import papers_list
 from taylorseer_fx.runtime.schedule import Schedule
 
 PAGE = Path(__file__).parents[2] / "docs" / "fidelity.md"
