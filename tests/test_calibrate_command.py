@@ -8,9 +8,10 @@ from rich.console import Console
 from taylorseer_fx import PlanFile, cli, taylorseer_backend
 from taylorseer_fx.calibrate_command import Job, run_calibrate
 from taylorseer_fx.shipped import SHIPPED
+from tests.turns import in_turns
 
 
-@pytest.mark.parametrize("model", list(SHIPPED))
+@pytest.mark.parametrize("model", in_turns(SHIPPED, weeks=2))
 def test_plan_of_a_shipped_model(model, tmp_path):
     console = Console(record=True, width=120, file=io.StringIO())
     job = Job(model, 10, (3, 4), 1, "stack", guidance=1.0, num_samples=2, compiler="eager")

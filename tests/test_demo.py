@@ -18,6 +18,7 @@ from taylorseer_fx.demo.results import measure
 from taylorseer_fx.demo.runs import DemoConfig, Run, demo_config
 from taylorseer_fx.digits.judge import load_real_digits
 from taylorseer_fx.shipped import DIGITS, FASHION, SHIPPED
+from tests.turns import in_turns
 
 
 def test_psnr_of_a_known_error():
@@ -52,7 +53,7 @@ def test_rows_come_from_the_runs():
     assert 30 < row.psnr_db < math.inf
 
 
-@pytest.mark.parametrize("model", list(SHIPPED))
+@pytest.mark.parametrize("model", in_turns(SHIPPED, weeks=2))
 def test_demo_writes_picture_table_and_numbers(model, tmp_path, monkeypatch):
     """Everything but the compiling: the eager model takes all three places."""
     config = DemoConfig(SHIPPED[model], num_steps=2, rows=1)

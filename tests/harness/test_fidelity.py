@@ -12,6 +12,7 @@ from benchmarks.fidelity.subjects import SUBJECTS, Compiled, Noise, decibels
 from taylorseer_fx import taylorseer_backend
 from taylorseer_fx.judging import papers_list
 from taylorseer_fx.runtime.schedule import Schedule
+from tests.turns import in_turns
 
 PAGE = Path(__file__).parents[2] / "docs" / "fidelity.md"
 
@@ -40,7 +41,7 @@ def test_decibels_of_each_picture():
     assert decibels(pictures, reference).tolist() == [pytest.approx(20.0, abs=1e-4), 100.0, pytest.approx(6.02, abs=0.01)]
 
 
-@pytest.mark.parametrize("subject", SUBJECTS, ids=lambda subject: subject.name)
+@pytest.mark.parametrize("subject", in_turns(SUBJECTS, weeks=2), ids=lambda subject: subject.name)
 def test_a_cell_is_what_a_backend_of_its_own_gives(subject):
     """Order, forecaster and schedule are set on one that is compiled for all of them."""
     noise, settings = Noise(seed=3, classes=(1, 7), count=2), {"order": 2, "forecaster": "newton"}
