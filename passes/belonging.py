@@ -1,4 +1,4 @@
-"""Leave to every step what is a residual sum and yet no attention or MLP of the model's tokens.
+"""Execute in every step the residual sums that are no attention or MLP of the model's tokens.
 
     %v = add(mlp(%v), %v)          %v from the time alone: a modulation network        CONDITIONING
     %s = add(conv(%s), %s)         on the sample, before the blocks                    RIM
@@ -41,7 +41,7 @@ def find_outsiders(graph: fx.Graph, found: tuple[Feature, ...], parameters: Iter
 
 
 def find_outsiders_of_stack(graph: fx.Graph, found: tuple[Feature, ...], parameters: Iterable[fx.Node]) -> Outsiders:
-    """The same where the sums from entry to exit are one feature: another residual stream may come in, a lone last sum is out."""
+    """The outsiders where all sums of a stack are one feature: another residual stream may come in, a lone last sum may not."""
     parameters = set(parameters)
     outsiders = {
         f: entry for f, entry in find_outsiders(graph, found, parameters).items() if entry.reason is not Reason.BROUGHT_IN
@@ -51,7 +51,7 @@ def find_outsiders_of_stack(graph: fx.Graph, found: tuple[Feature, ...], paramet
 
 
 def _lone_tails(graph: fx.Graph, branches: Branches) -> Outsiders:
-    """MLPs alone in a residual stream that a product made from the end of a longer one, and read by no later sum."""
+    """The MLPs alone in a residual stream that a product made from the end of a longer one, which no later sum reads."""
     sums = {feature.residual.add for feature in branches.found}
     live = live_nodes(graph, cut=sums)
     long = [feature for features in branches.residual_streams.values() if len(features) > 1 for feature in features]
@@ -120,7 +120,7 @@ def _plain(branches: Branches, tokens: list[Feature]) -> Left:
 
 
 def _side(branches: Branches, feature: Feature, body: list[Feature]) -> str:
-    """Where a branch stands to the blocks of its own residual stream and of the one with the most work; empty if between them."""
+    """The side on which a branch stands of the blocks of its own residual stream and of the main one; empty if between them."""
     near = [other for other in body if other.residual.root in (feature.residual.root, branches.main)]
     is_before = any(branches.needs(other, feature) for other in near)
     is_behind = any(branches.needs(feature, other) for other in near)

@@ -1,8 +1,8 @@
-"""What the residual branches of a graph are made of: their heavy operators, and which of them depend on which.
+"""Analyse the residual branches of a graph: their heavy operators, and which of them depend on which.
 
     %h = mm(%x, %up)  ->  %F = mm(%gelu, %down)  ->  %out = add(%x, %F)        work of %F: [mm, mm]
 
-The work of a branch is what dies with its feature, and with it alone or with those it shares it with (joint attention).
+The work of a branch is the heavy operators that die with its feature alone, or with those that share them (joint attention).
 """
 
 import torch
@@ -40,7 +40,7 @@ class Branches:
         return any(is_attention(node, self.activations) for node in self.work[feature])
 
     def _weight(self, features: list[Feature]) -> tuple[bool, int, int]:
-        """Tokens attend; FLOPs of an opaque operator are not known."""
+        """A rank: attention first, since only tokens attend; then FLOPs; then numbers, since FLOPs may not be known."""
         work = {node for feature in features for node in self.work[feature]}
         return any(map(self.attends, features)), sum(map(node_flops, work)), len(work)
 
@@ -78,7 +78,7 @@ class Branches:
 
 
 def _says_something(node: fx.Node) -> bool:
-    """A mask only chooses."""
+    """Does the input hold anything but a mask, which only chooses?"""
     meta = tensor_meta(node)
     return meta is not None and meta.dtype is not torch.bool
 

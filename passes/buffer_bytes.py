@@ -1,4 +1,4 @@
-"""How many bytes the buffers of a feature take."""
+"""Count the bytes that the buffers of a feature take."""
 
 from torch import Tensor
 

@@ -1,4 +1,4 @@
-"""Sort the inputs of a graph by what they tell the runtime of a call.
+"""Sort the inputs of a graph by their role in a call.
 
 %weights        which layer the graph is called for
 %timestep       may be the time                        (``time_inputs``)
@@ -20,10 +20,10 @@ from taylorseer_fx.passes.time_inputs import find_time_inputs
 
 @dataclass(frozen=True)
 class CallInputs:
-    """Positions of a graph's inputs; ``weight`` is one that tells the layers that it may serve apart, None without weights.
+    """Positions of a graph's inputs; ``weight`` is one that identifies the layer, should it serve several, None without weights.
 
-    ``time`` are the candidates, which ``has_time`` says that there is one among; ``samples`` what changes with every step,
-    ``conditioning`` all other tensors of the call, which in a graph that is a part of a model may be computed in another part.
+    ``time`` are the candidates, and ``has_time`` whether a time is among them for certain; ``samples`` change with every step;
+    ``conditioning`` are all other tensors of the call, which in a part of a model may be computed in another part.
     """
 
     weight: int | None
@@ -48,8 +48,8 @@ def sort_inputs(graph: fx.Graph, static_inputs: Iterable[int], found: RegionSet,
 
 def find_samples(graph: fx.Graph, weights: set[fx.Node], is_part: bool = False) -> tuple[int, ...]:
     """Positions of the inputs that hold the sample: those shaped as an output is, but for one dimension (its channels), and with
-    more than one element a sample. Where several suit an output, the likest, and then the first. In a part of a broken model,
-    whose outputs may be anything, no dimension may differ.
+    more than one element a sample. Where several suit an output, it is the most similar, and then the first. In a part of a
+    broken model, whose outputs may be anything, no dimension may differ.
     """
     placeholders = graph.find_nodes(op="placeholder")
     inputs = [i for i, node in enumerate(placeholders) if node not in weights and _may_be_sample(node)]
@@ -69,7 +69,7 @@ def _may_be_sample(node: fx.Node) -> bool:
 
 
 def _num_unlike(node: fx.Node, output: fx.Node) -> int:
-    """Dimensions in which an input is not as an output; all, where their number differs."""
+    """The number of dimensions in which an input differs from an output; all, where their ranks differ."""
     a, b = tensor_meta(node), tensor_meta(output)
     assert a is not None
     assert b is not None
@@ -79,6 +79,6 @@ def _num_unlike(node: fx.Node, output: fx.Node) -> int:
 
 
 def _telling_weight(placeholders: Sequence[fx.Node], static_inputs: list[int], found: RegionSet) -> int | None:
-    """Position of a weight that tells which layer the graph is called for, should it serve several; of a region if possible."""
+    """The position of a weight that identifies the layer, should the graph serve several; a region's weight if possible."""
     in_regions = {node for region in found.regions for node in region.live_ins}
     return next((i for i in static_inputs if placeholders[i] in in_regions), next(iter(static_inputs), None))

@@ -5,8 +5,8 @@
              %a = addcmul(%c1, %g, %f)                            %a = add(%c1, %m)
              %b = mul(%c2, 2), %dead = mul(%x, 2)                 %b = mul(%c1, 2)
 
-Models that cast around every residual add (Wan) hide the residual stream behind a fresh cast a use; merged, it is one node again.
-Dead code matters too: the last block's text update is often still in the graph, and would pass for a feature.
+Models that cast around every residual add (Wan) hide the residual stream behind a fresh cast per use; merged, it is one node
+again. Dead code matters too: the last block's text update is often still in the graph, and would pass for a feature.
 """
 
 from collections.abc import Collection

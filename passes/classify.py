@@ -1,4 +1,4 @@
-"""Tell attention from MLP by what is multiplied with what.
+"""Distinguish attention from MLP by the operands of their products.
 
 Attention multiplies activations with activations (softmax or linear attention alike); an MLP multiplies activations with weights
 only. A region is both when a weight product reaches the feature around its attention (the parallel blocks of FLUX) or behind a

@@ -1,4 +1,4 @@
-"""Remove what specialising left without a reader: nodes, then inputs.
+"""Remove the nodes, and then the inputs, that specialising left without a reader.
 
     before:  (%x, %w_qkv, %w_gate, %d0, ...)  %qkv = mm(%norm, %w_qkv) [unread]  %out = add(mul(%gate, %F), %x)
     after:   (%x, %w_gate, %d0, ...)                                             %out = add(mul(%gate, %F), %x)
@@ -19,7 +19,7 @@ from taylorseer_fx.passes.emit import graph_module
 
 @dataclass(frozen=True)
 class Variant:
-    """The finished graph of one step kind; ``input_positions``: which inputs it still takes."""
+    """The finished graph of one step kind; ``input_positions``: the inputs that it still takes."""
 
     gm: fx.GraphModule
     input_positions: tuple[int, ...]

@@ -1,4 +1,4 @@
-"""Who depends on whom, as bit sets: one forward sweep answers every reachability question of the region finder.
+"""Reachability as bit sets: one forward sweep answers every question of the region finder about which node depends on which.
 
 Bits stand for *seeds*, a few chosen nodes, not for all nodes: a graph of n nodes and s seeds takes n * s / 8 bytes, and a sweep
 is n big-integer ORs.
@@ -13,7 +13,7 @@ from taylorseer_fx.passes.ops import is_heavy
 
 
 class SeedReach:
-    """For every node visited so far, in graph order: the seeds that it depends on.
+    """The seeds that each node visited so far, in graph order, depends on.
 
     ``reach`` holds all of them (a seed reaches itself). ``heavy_reach`` holds those whose way to the node leads through a heavy
     operator; at a residual add it goes on with what the trunk brought, since the branch's operators are that add's own.
@@ -43,7 +43,7 @@ class SeedReach:
 
 
 def seed_reach(graph: fx.Graph, seeds: Iterable[fx.Node]) -> SeedReach:
-    """The seeds that every node of ``graph`` depends on, along every way."""
+    """The seeds that each node of ``graph`` depends on, along any path."""
     found = SeedReach(seeds)
     for node in graph.nodes:
         found.visit(node)
@@ -70,7 +70,7 @@ def live_nodes(graph: fx.Graph, cut: Iterable[fx.Node] = (), roots: Iterable[fx.
 
 
 def ancestors(targets: Iterable[fx.Node], inside: Container[fx.Node] | None = None) -> dict[fx.Node, None]:
-    """``targets`` and all that lead to them, without leaving ``inside``."""
+    """The ``targets`` and all nodes that lead to them, without leaving ``inside``."""
     found: dict[fx.Node, None] = {}
     stack = list(targets)
     while stack:

@@ -3,7 +3,7 @@
     before:  %a = residual_gate_add(%x, %f, %g)      after:  %m = mul(%g, %f)
                                                               %a = add(%x, %m)
 
-Two tables say which and how: ``residual_ops`` and ``fused_layers``. Their functions are traced as the graph was, on the fake
+Two tables list them: ``residual_ops`` and ``fused_layers``. Their functions are traced as the graph was, on the fake
 values of the node's inputs and with Inductor's own decompositions, and take the node's place.
 """
 
@@ -25,10 +25,10 @@ from taylorseer_fx.passes.residual_ops import Decomposition, residual_ops
 
 
 def decompose(graph: fx.Graph, registered: Collection[str] | None = None) -> bool:
-    """Replace every operator of the tables in ``graph``; says whether there was one.
+    """Replace every operator of the tables in ``graph``; returns whether there was one.
 
     Raises:
-        ConfigError: the decomposition of a registered operator is not one of that operator.
+        ConfigError: the decomposition of a registered operator does not fit that operator.
     """
     table = {**fused_layers(), **residual_ops(registered)}
     found = first = _in_table(graph.nodes, table)
@@ -55,18 +55,18 @@ def _target(node: fx.Node) -> Any:
 
 
 def _can_be_replaced(node: fx.Node) -> bool:
-    """Several results are replaced one by one."""
+    """Is there one result, or are several read one by one, so that each can be replaced?"""
     return isinstance(node.meta["val"], Tensor) or all(user.target is operator.getitem for user in node.users)
 
 
 def _sources(node: fx.Node) -> list[fx.Node]:
-    """What a trace of ``node`` takes: the graph's own symbols of sizes first, so that none is read off a tensor again."""
+    """The inputs of a trace of ``node``: the graph's own symbols of sizes first, so that none is read off a tensor again."""
     inputs = node.graph.find_nodes(op="placeholder")
     return list(dict.fromkeys([*(node for node in inputs if isinstance(node.meta["val"], SymInt)), *node.all_input_nodes]))
 
 
 def _signature(node: fx.Node) -> str:
-    """Nodes with the same have the same trace."""
+    """A key: nodes with the same key have the same trace."""
     positions = {source: i for i, source in enumerate(_sources(node))}
     values = [source.meta["val"] for source in positions]
     kinds = [(v.dtype, v.device, v.shape, v.stride()) if isinstance(v, Tensor) else v for v in values]
@@ -74,7 +74,7 @@ def _signature(node: fx.Node) -> str:
 
 
 def _trace(node: fx.Node, entry: Decomposition) -> fx.GraphModule:
-    """The graph of what ``node`` computes of its inputs."""
+    """Trace what ``node`` computes from its inputs."""
     sources = _sources(node)
 
     def call(*values: Any) -> Any:
@@ -99,7 +99,7 @@ def _trace(node: fx.Node, entry: Decomposition) -> fx.GraphModule:
 
 
 def _as_returned(node: fx.Node, result: Any) -> Any:
-    """``result`` of a decomposition, in the memory order in which the operator returns it; must be what the operator returns."""
+    """The ``result`` of a decomposition in the operator's own memory order; it must be what the operator returns."""
     expected, structure = pytree.tree_flatten(node.meta["val"])
     results = pytree.tree_leaves(result)
     with disable_proxy_modes_tracing():  # only asking
@@ -133,7 +133,7 @@ def _ordered(result: Tensor, order: list[int] | None) -> Tensor:
 
 
 def _text(values: list[Any]) -> str:
-    """``float32[2, 3] on cpu``, of each."""
+    """A text such as ``float32[2, 3] on cpu`` for each value."""
     return ", ".join(f"{str(v.dtype)[6:]}{list(v.shape)} on {v.device}" if isinstance(v, Tensor) else repr(v) for v in values)
 
 

@@ -42,7 +42,7 @@ def demanded(graph: fx.Graph, ready: Collection[fx.Node] = (), not_run: Collecti
 
 
 def all_demanded(graph: fx.Graph) -> Demands:
-    """The same, if each node that lives were read whole."""
+    """The demands if each live node were read whole."""
     live = live_nodes(graph)
     return {node: (whole(node),) for node in reversed(graph.nodes) if node in live}
 
@@ -53,12 +53,12 @@ def _needs(node: fx.Node, window: Window) -> Needs:
 
 
 def _can_be_in_parts(node: fx.Node, windows: tuple[Window, ...]) -> bool:
-    """Not where computing a part means to compute all of it: several parts would, several times."""
+    """Can ``node`` be computed in these windows? Not if each of several parts would mean to compute all of it."""
     return len(windows) == 1 or node.op != "call_function" or all(narrowed_needs(node, part) is not None for part in windows)
 
 
 def narrowed_needs(node: fx.Node, window: Window) -> Needs | None:
-    """What ``window`` of ``node`` reads of each of its inputs; None where that is all of them, for want of a rule."""
+    """The windows of its inputs that ``window`` of ``node`` reads; None where that is all of them, for want of a rule."""
     rule = rule_of(node)
     needs = rule.needs(node, window) if rule is not None else None
     is_empty = any(part is not None and part[0] == part[1] for _, inner in needs or () for part in inner)
@@ -66,11 +66,11 @@ def narrowed_needs(node: fx.Node, window: Window) -> Needs | None:
 
 
 def is_tensor(node: fx.Node) -> bool:
-    """No list of several results."""
+    """Is the node's value one result, not a list of several?"""
     return not isinstance(node.meta.get("val"), (tuple, list))
 
 
 def _shared(windows: list[Window]) -> tuple[Window, ...]:
-    """For a node with several results: one window for all of them, or everything."""
+    """The one window for all results of a node that has several, or everything."""
     distinct = dict.fromkeys(windows)
     return (windows[0],) if len(distinct) == 1 else ((None,) * len(windows[0]),)

@@ -1,4 +1,4 @@
-"""Tell which of the sums with a scaled trunk, a difference or a broadcast branch are no residual adds after all.
+"""Identify the sums with a scaled trunk, a difference or a broadcast branch that are no residual adds after all.
 
     %h = mm(%x, %embed)                             a model with its preconditioning (EDM): c_skip * x + c_out * model(x), or the
     %h = add(%h, ...), %h = add(%h, ...)            skip around a level of an hourglass. The residual stream is %h; the branch
@@ -23,7 +23,7 @@ Needs = Callable[[Feature], Container[fx.Node]]
 
 
 def find_doubtful(found: Sequence[Feature], reach: SeedReach) -> set[Feature]:
-    """The features of ``found`` whose sum is none to forecast the branch of."""
+    """The features of ``found`` whose sum is no residual add, so that its branch must not be forecast."""
     needs = cache(lambda feature: ancestors([feature.node]))
     scaled = [feature for feature in found if feature.residual.factors]
     recurrent = {inner for inner in scaled if any(_scales_by_work_of(inner, outer, reach, needs) for outer in found)}

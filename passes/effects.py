@@ -1,4 +1,4 @@
-"""Which nodes do more than give a result: what may not be removed, moved or repeated."""
+"""Identify nodes that do more than return a result, so that they may not be removed, moved or repeated."""
 
 from torch import fx
 
@@ -10,7 +10,7 @@ def is_mutation(node: fx.Node) -> bool:
 
 
 def has_effect(node: fx.Node) -> bool:
-    """FX's own rule (inputs, outputs, writes, assertions), less the collectives.
+    """Does ``node`` have an effect, by FX's own rule (inputs, outputs, writes, assertions), less the collectives?
 
     A collective that is dead in the graph of a step kind is dead on every rank, as all ranks run the same graph.
     """

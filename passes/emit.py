@@ -1,7 +1,7 @@
 """Append a node to a graph with its fake value, so that ``meta["val"]`` is always fresh for the next pass and for Inductor.
 
-A node that a pass makes stands for one of the model's: ``standing_for`` says which. It carries the line and the module of that
-one, which is what Inductor's comments in kernels, profilers and errors name.
+A node that a pass makes stands for one of the model's, named by ``standing_for``. It carries the line and the module of that
+one, which Inductor's comments in kernels, profilers and errors name.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -35,14 +35,14 @@ def graph_fake_mode(graph: fx.Graph) -> FakeTensorMode:
 
 @dataclass(frozen=True, eq=False)
 class _Origin:
-    """What a node that stands for ``node`` carries of it."""
+    """The metadata that a node standing for ``node`` carries."""
 
     node: fx.Node
     pass_name: str
 
     @cached_property
     def meta(self) -> dict[str, Any]:
-        """Made when it is asked for, which it seldom is: it copies all that is known of where ``node`` comes from."""
+        """The metadata, made on demand, which is rare: it copies all that is known about the origin of ``node``."""
         place = {key: self.node.meta[key] for key in PLACE if key in self.node.meta}
         return {**place, "from_node": [NodeSource(self.node, self.pass_name, NodeSourceAction.CREATE)]}
 
@@ -81,7 +81,7 @@ def emitter(graph: fx.Graph, mode: FakeTensorMode) -> Emit:
 
 
 def adds_all_or_nothing(find: Callable[Concatenate[fx.Graph, P], T]) -> Callable[Concatenate[fx.Graph, P], T]:
-    """For a pass that adds nodes to a graph, its first argument: should it fail, it has added none."""
+    """Wrap a pass that adds nodes to a graph, its first argument: should it fail, it has added none."""
 
     @wraps(find)
     def wrapped(graph: fx.Graph, /, *args: P.args, **kwargs: P.kwargs) -> T:
@@ -110,14 +110,14 @@ def graph_module(owner: Any, graph: fx.Graph, name: str = "GraphModule") -> fx.G
 
 
 def cast(emit: Emit, node: fx.Node, dtype: torch.dtype) -> fx.Node:
-    """``node`` in ``dtype``; no node is added where it has it already."""
+    """Cast ``node`` to ``dtype``; adds no node where it has that dtype already."""
     if node.meta["val"].dtype == dtype:
         return node
     return emit(torch.ops.prims.convert_element_type.default, node, dtype)
 
 
 def emit_window(emit: Emit, node: fx.Node, window: Window) -> fx.Node:
-    """The part of ``node`` that ``window`` is."""
+    """Emit the part ``window`` of ``node``."""
     for dim, part in enumerate(window):
         if part is not None:
             node = emit(torch.ops.aten.slice.Tensor, node, dim, part[0], TO_THE_END if part[1] is None else part[1])
@@ -139,11 +139,11 @@ def placeholder(graph: fx.Graph, name: str, value: Tensor) -> fx.Node:
 
 
 def outputs(graph: fx.Graph) -> tuple[Any, ...]:
-    """What ``graph`` returns: nodes, or constants."""
+    """The values that ``graph`` returns: nodes, or constants."""
     results: Any = graph.output_node().args[0]
     return tuple(results)
 
 
 def attribute(gm: fx.GraphModule, node: fx.Node) -> Any:
-    """What a ``get_attr`` node of ``gm`` refers to: a constant tensor, or the body of a higher-order operator."""
+    """The object that a ``get_attr`` node of ``gm`` refers to: a constant tensor, or the body of a higher-order operator."""
     return attrgetter(str(node.target))(gm)

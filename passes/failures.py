@@ -1,4 +1,4 @@
-"""What to say of a pass that failed and was left out, so that it can be reported and put right."""
+"""The warning about a pass that failed and was left out, so that the fault can be reported and repaired."""
 
 import platform
 from pathlib import Path
@@ -13,12 +13,12 @@ RUNNING = ("pipeline.py", "runner.py", "lower.py")  # these only call passes
 
 
 def failure_report(name: str, error: Exception, price: str) -> str:
-    """One sentence for the user, what it costs, and what a report should hold.
+    """The text for the user: what failed, what that costs, and what a report should hold.
 
     Args:
         name: the pass.
         error: what it raised.
-        price: what is worse without it.
+        price: what is worse without the pass.
     """
     versions = f"taylorseer_fx {__version__}, torch {torch.__version__}, Python {platform.python_version()}"
     return (

@@ -1,4 +1,4 @@
-"""Find the residual branches that a graph break cuts off from their add, to say so: they can't be forecast.
+"""Find the residual branches that a graph break cuts off from their add, to report them: they cannot be forecast.
 
     graph 1:  %attn = ...heavy operators over %x...    returns (%x, %attn)
     break:    print(x.sum())

@@ -1,11 +1,11 @@
-"""Name the operators that may add a residual where nobody can see it, so that what they add is not forecast.
+"""Name the operators that may add a residual out of sight, so that it is not forecast.
 
     %f = linear(norm(%x))
     %y = residual_gate_add(%x, %f, %gate)        an operator of somebody's own: reads %x, and %f that was made of it
     %z = _transformer_encoder_layer_fwd(%y)      a layer of torch in one operator, of a kind that is not written out
 
 In a graph with regions an opaque operator is named only if it joins a tensor and what heavy operators made of it, outside of all
-regions; where nothing was found, if it gives what has the shape of something it reads.
+regions; where nothing was found, if a result has the shape of one of its inputs.
 """
 
 from collections.abc import Collection, Iterable
@@ -23,7 +23,7 @@ from taylorseer_fx.passes.regions import Reason, RegionSet, Rejected
 def find_hidden_adds(
     graph: fx.Graph, parameters: Collection[fx.Node], found: RegionSet, is_part: bool = False
 ) -> tuple[Rejected, ...]:
-    """One entry an operator, in graph order.
+    """One entry per operator, in graph order.
 
     Args:
         graph: a canonical graph.
@@ -59,7 +59,7 @@ def _operator(node: fx.Node) -> OpOverload | None:
 
 
 def _trunks(node: fx.Node) -> list[fx.Node]:
-    """What the node reads that has the shape of something it gives; a vector is no residual stream."""
+    """The inputs of the node that have the shape of one of its results; a vector is no residual stream."""
     value = node.meta["val"]
     given = {tuple(map(str, v.shape)) for v in (value if isinstance(value, (tuple, list)) else [value]) if isinstance(v, Tensor)}
     read = [(source, tensor_meta(source)) for source in node.all_input_nodes]

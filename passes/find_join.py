@@ -26,7 +26,7 @@ class Rows:
 
 
 def find_join(value: fx.Node, store: fx.Node) -> Rows | None:
-    """The rows that ``value`` is of what it is joined into; None where something but ``store`` reads it otherwise."""
+    """The rows of ``value`` in the tensor that it is joined into; None where something but ``store`` reads it otherwise."""
     leads = _leads(value, store)
     if leads is None or len(leads) != 1:
         return None

@@ -1,4 +1,4 @@
-"""Cut the graph at its features: group what only they need into regions, and say what was left out and why.
+"""Cut the graph at its features: group what only they need into regions, and report what was left out and why.
 
     before:  x -> norm -> q,k,v -> sdpa -> proj -> F -> mul(gate) -> add(x)
     region:       [norm,  q,k,v,   sdpa,   proj,   F]        live-ins: x, scale, shift, weights; live-out: F

@@ -36,7 +36,7 @@ def find_features(graph: fx.Graph) -> tuple[Feature, ...]:
 
 
 def find_residuals(graph: fx.Graph) -> tuple[Feature, ...]:
-    """The same with every add: where one feature serves two, it is there twice."""
+    """Every residual add with its feature: one that serves two adds is there twice."""
     candidates = {node: summands(node) for node in graph.nodes if is_sum(node)}
     reach = SeedReach(summand.trunk.node for options in candidates.values() for summand in options)
     residuals: Known = {}
@@ -53,7 +53,7 @@ def find_residuals(graph: fx.Graph) -> tuple[Feature, ...]:
 
 
 def _as_residual(add: fx.Node, options: list[Summand], known: Known, reach: SeedReach) -> ResidualAdd | None:
-    """The nearest of what the sum may carry on; of two factors of a product, the one known to be a residual stream."""
+    """The residual add with the nearest trunk that the sum may have; of two factors of a product, the known residual stream."""
     ranked = sorted(options, key=lambda option: (option.trunk.depth, option.trunk.depth > 0 and option.trunk.node not in known))
     checked = (_checked(add, option, known, reach) for option in ranked)
     residual = next((residual for residual in checked if residual is not None), None)

@@ -105,7 +105,7 @@ def _exit_names(region: Region) -> str:
 
 
 class _Entries:
-    """What residual streams are before anything is added to them; written into the graph as it is asked for."""
+    """The entries of residual streams, before anything is added to them; written into the graph on demand."""
 
     def __init__(self, graph: fx.Graph, residuals: Residuals) -> None:
         self._graph, self._residuals = graph, residuals
@@ -152,7 +152,7 @@ class _Entries:
 
 
 def _redressed(state: fx.Node, inner: fx.Node, entry: fx.Node, emit: Emit) -> fx.Node:
-    """What ``state``, a view, slice, cast, mask or multiple of ``inner``, makes of ``entry`` in its place."""
+    """Do to ``entry`` what ``state``, a view, slice, cast, mask or multiple of ``inner``, does to ``inner``."""
     if entry is inner:
         return state
     source: fx.Node = state.all_input_nodes[0]

@@ -21,7 +21,7 @@ from taylorseer_fx.passes.windows import Window, hull, is_whole, normalized, siz
 
 @adds_all_or_nothing
 def find_stored(graph: fx.Graph, found: RegionSet) -> RegionSet:
-    """``found`` with what is to be stored of each feature; a base that is read in part is added to ``graph`` as that part."""
+    """Set the stored window of each feature of ``found``; a base that is read in part is added to ``graph`` as that part."""
     inside = {node for region in found.regions for node in region.nodes}
     demands = demanded(graph, {feature.node for feature in found.features}, inside)
     return replace(found, regions=tuple(_region_with_stored(graph, region, demands) for region in found.regions))

@@ -1,4 +1,4 @@
-"""Count the arithmetic of a graph: matrix products, convolutions and attention, 2 FLOPs a multiply-add.
+"""Count the arithmetic of a graph: matrix products, convolutions and attention, 2 FLOPs per multiply-add.
 
 The formulas are torch's own (``torch.utils.flop_counter``) but for quantised products, fed with the shapes in ``meta["val"]``, so
 a graph traced on the meta device counts as well as any other.
@@ -13,12 +13,12 @@ from taylorseer_fx.passes.sizes import hint
 
 
 def count_flops(graph: fx.Graph) -> int:
-    """FLOPs of one run of ``graph``."""
+    """Count the FLOPs of one run of ``graph``."""
     return sum(map(node_flops, graph.nodes))
 
 
 def node_flops(node: fx.Node) -> int:
-    """FLOPs of one node; zero where there is no formula for its operator."""
+    """Count the FLOPs of one node; zero where there is no formula for its operator."""
     if node.op != "call_function":
         return 0
     whole = any_overload(node)
@@ -31,6 +31,6 @@ def node_flops(node: fx.Node) -> int:
 
 
 def _rows_times_columns(node: fx.Node) -> int:
-    """Of a product that takes each of its results over the last dimension of its first operand."""
+    """The FLOPs of a product, each of whose results is a sum over the last dimension of its first operand."""
     rows, result = tensor_meta(contraction_operands(node)[0]), tensor_meta(node)
     return 2 * hint(result.numel()) * hint(rows.shape[-1]) if rows is not None and result is not None else 0

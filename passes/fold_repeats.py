@@ -1,4 +1,4 @@
-"""Write what every block does once, and call it: Inductor then compiles one block of a forecast step in place of all.
+"""Outline repeated blocks into one subgraph that is called, so that Inductor compiles one block of a forecast step, not all.
 
     before:  %x1 = add(mul(%g1, ...%b1), %x0)  %x2 = add(mul(%g2, ...%b2), %x1)  ...                      a node for each op
     after:   %x1 = invoke_subgraph(%block, "block", %x0, %b1, ...)  %x2 = invoke_subgraph(%block, "block", %x1, %b2, ...)
@@ -45,7 +45,7 @@ invoke_subgraph = torch.ops.higher_order.invoke_subgraph
 
 @dataclass(frozen=True)
 class _Link:
-    """Nodes in order, what they take from outside in order of appearance, and the places of those that are read there.
+    """A link of the chain: its nodes in order, their inputs in order of appearance, and the places of those read outside.
 
     ``key``: equal for links that are the same but for their inputs, and for what is read of them.
     """
@@ -72,7 +72,7 @@ def fold_repeats(gm: fx.GraphModule, features: Sequence[Sequence[fx.Node]]) -> f
 
 
 def _is_plain(graph: fx.Graph) -> bool:
-    """Static, on a CPU, and without effects or bodies of its own."""
+    """Is the graph static, on a CPU, and without effects or subgraphs of its own?"""
     for node in graph.nodes:
         meta = tensor_meta(node)
         if meta is not None and not (_is_static(meta) and meta.device.type == "cpu"):
@@ -101,7 +101,7 @@ def _with_stream_laid_out(original: fx.Graph, features: Sequence[Sequence[fx.Nod
 
 
 def _needs(graph: fx.Graph, features: Sequence[Sequence[fx.Node]]) -> dict[fx.Node, int]:
-    """Of each node the features that it depends on, a bit each."""
+    """A bit set per node: the features that it depends on."""
     needs = {buffer: 1 << i for i, buffers in enumerate(features) for buffer in buffers}
     for node in graph.nodes:
         needs[node] = reduce(or_, (needs[argument] for argument in node.all_input_nodes), needs.get(node, 0))
@@ -125,12 +125,12 @@ def _chain(graph: fx.Graph, needs: Mapping[fx.Node, int]) -> list[list[fx.Node]]
 
 
 def _is_shared(users: set[int]) -> bool:
-    """Is what these links use used over more of them than could be one?"""
+    """Are these users spread over more links than one call could hold?"""
     return len(users) >= FEWEST_CALLS and max(users) - min(users) >= LONGEST
 
 
 def _first_needed(targets: Sequence[Sequence[fx.Node]]) -> dict[fx.Node, int]:
-    """Each op that one of the targets needs, and the number of the first that does."""
+    """The ops that the targets need, each with the number of the first target that needs it."""
     owner: dict[fx.Node, int] = {}
     for number, nodes in enumerate(targets):
         pending = list(nodes)
@@ -169,7 +169,7 @@ def _first_join(second: fx.Node, needs: Mapping[fx.Node, int]) -> tuple[fx.Node 
 
 
 def _is_like(node: fx.Node, other: fx.Node) -> bool:
-    """Of the same shape and kind, however they lie in memory."""
+    """Are both of one shape, dtype and device, however they lie in memory?"""
     a, b = tensor_meta(node), tensor_meta(other)
     return a is not None and b is not None and (a.shape, a.dtype, a.device) == (b.shape, b.dtype, b.device)
 
@@ -190,7 +190,7 @@ def _link(nodes: Sequence[fx.Node]) -> _Link:
 
 
 class _Place(str):
-    """Of a node, in place of its name."""
+    """Stands for a node in a key, in place of its name."""
 
     __repr__ = str.__str__
 
@@ -200,24 +200,24 @@ def _layout(node: fx.Node) -> Any:
     return None if value is None else (value.shape, value.stride(), value.dtype, value.device)
 
 
-# Of these the schema does not tell that they share memory with what they are given.
+# Operators whose result shares memory with their input, though the schema does not declare it.
 _VIEWS_BY_ANOTHER_NAME = (force_stride_order, getitem, aten._unsafe_view.default)
 
 
 def _base(node: fx.Node) -> fx.Node:
-    """What ``node`` may be a view of."""
+    """The tensor that ``node`` may be a view of."""
     while getattr(node.target, "is_view", False) or node.target in _VIEWS_BY_ANOTHER_NAME:
         node = node.all_input_nodes[0]
     return node
 
 
 def _merged(links: Sequence[_Link]) -> list[_Link]:
-    """Neighbours joined, as many to one as leaves least to compile; what is left over at the ends stays alone."""
+    """Join neighbouring links, as many to one as leaves least to compile; those left over at the ends stay alone."""
     kinds = [link.key for link in links]
     sizes = {link.key: len(link.nodes) for link in links}
 
     def cost(division: Sequence[range]) -> int:
-        """Nodes to compile, and the calls, as if groups of equal links were the same in what goes on inside them, too."""
+        """The nodes to compile, and the calls, as if groups of equal links were equal inside them, too."""
         counts = Counter(tuple(kinds[i] for i in group) for group in division)
         groups = ((sum(map(sizes.__getitem__, group)), count) for group, count in counts.items())
         return sum(size + COST_OF_A_CALL * count if count >= FEWEST_CALLS else size * count for size, count in groups)
@@ -227,7 +227,7 @@ def _merged(links: Sequence[_Link]) -> list[_Link]:
 
 
 def _division(count: int, length: int, first: int) -> list[range]:
-    """Of ``count`` places into groups of ``length`` from ``first`` on; those before and after alone."""
+    """Divide ``count`` places into groups of ``length`` from ``first`` on; those before and after stay alone."""
     groups = [range(i, i + length) for i in range(first, count - length + 1, length)]
     last = groups[-1].stop if groups else 0
     before = range(groups[0].start if groups else 0)
@@ -235,7 +235,7 @@ def _division(count: int, length: int, first: int) -> list[range]:
 
 
 def _repeated(links: Sequence[_Link]) -> dict[Any, list[int]]:
-    """The kinds of links that become calls, and what comes out of each: all that is read of one of them, in order."""
+    """The kinds of links that become calls, with the results of each: all that is read of any of them, in order."""
     groups = defaultdict[Any, list[_Link]](list)
     for link in links:
         groups[link.key].append(link)
@@ -248,7 +248,7 @@ def _repeated(links: Sequence[_Link]) -> dict[Any, list[int]]:
 
 
 def _is_closed(link: _Link, results: Sequence[int]) -> bool:
-    """Tensors go in and out, and none that comes out shares memory with another, which Inductor would not know."""
+    """Do only tensors go in and out, none of which shares memory with another result, as Inductor would not know?"""
     read = [link.nodes[i] for i in results]
     bases = [_base(node) for node in read]
     return (

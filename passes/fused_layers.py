@@ -1,10 +1,10 @@
-"""Operators of torch that hold a whole layer, written as the attention, the MLP and the sums that they are.
+"""Write operators of torch that hold a whole layer as the attention, the MLP and the sums that they are.
 
     before:  %y = _transformer_encoder_layer_fwd(%x, ...)
     after:   %qkv = linear(%x), %o = sdpa(%q, %k, %v), %p = linear(%o), %a = add(%x, %p), %n = layer_norm(%a), ... %y
 
 ``nn.TransformerEncoderLayer`` runs as one such operator in evaluation mode (torch 2.13: under ``torch.compile`` too), and
-``nn.MultiheadAttention`` may. What is written here is what their kernels compute: a mask, of whatever dtype, hides where it is
+``nn.MultiheadAttention`` may. The functions here compute what their kernels do: a mask, of whatever dtype, hides where it is
 not zero, and the GELU of a CUDA device is the one with tanh.
 """
 
@@ -25,7 +25,7 @@ _MASK_RANKS = {0: 2, 1: 2, 2: 4}
 
 
 def fused_layers() -> dict[OpOverload, Decomposition]:
-    """The table, of the operators that this version of torch has."""
+    """The table of the operators that this version of torch has."""
     return {packet.default: Decomposition(_FUNCTIONS[packet.__name__], _is_written_out) for packet in FUSED_LAYERS}
 
 
@@ -116,7 +116,7 @@ def _projected(query: Tensor, key: Tensor, value: Tensor, weight: Tensor, bias: 
 
 
 def _seen(mask: Tensor | None, mask_type: int | None) -> Tensor | None:
-    """Where attention looks, as it broadcasts to ``[batch, heads, queries, keys]``."""
+    """The places where attention looks, as a mask that broadcasts to ``[batch, heads, queries, keys]``."""
     if mask is None:
         return None
     hidden = mask.to(torch.bool)
@@ -140,7 +140,7 @@ def _is_written_out(node: fx.Node) -> bool:
 
 
 def _argument(node: fx.Node, name: str) -> Any:
-    """What the operator of ``node`` is given as ``name``, by position or by keyword; None where it is left out."""
+    """The argument ``name`` of the operator of ``node``, by position or by keyword; None where it is left out."""
     target: Any = node.target
     position = [argument.name for argument in target._schema.arguments].index(name)
     return node.args[position] if position < len(node.args) else node.kwargs.get(name)

@@ -10,8 +10,8 @@
     region_full       executes the region and returns the feature with the new value of its buffers
     region_forecast   returns the polynomial and passes the buffers through
 
-Of a feature only the part that forecast steps read is kept (``find_stored``); its forecast is zero elsewhere. The graph is
-functional and runs as it is, given the extra inputs; that makes it the reference for what specialising does to it.
+Only the part of a feature that forecast steps read is stored (``find_stored``); its forecast is zero elsewhere. The graph is
+functional and executable, given the extra inputs, which makes it the reference for the specialised graphs.
 """
 
 import operator
@@ -89,7 +89,7 @@ def guard_regions(gm: fx.GraphModule, found: RegionSet, storage: Storage) -> Gua
     Args:
         gm: the canonical graph that ``found`` was found in.
         found: its regions.
-        storage: what is kept of a feature.
+        storage: the buffers of a feature.
     """
     return _Builder(gm, found, storage).build()
 
@@ -229,7 +229,7 @@ class _Builder:
         return results
 
     def _new_contents(self, emit: Emit, feature: Feature, inside: "_Arm") -> list[fx.Node]:
-        """What the buffers of ``feature`` hold after a full step."""
+        """The contents of the buffers of ``feature`` after a full step."""
         value = emit_window(emit, inside.env[feature.node], feature.window)
         if feature.base is not None:
             wide = accumulation_dtype(value.meta["val"].dtype)
@@ -273,7 +273,7 @@ class _Arm:
 
 
 def _zeros(emit: Emit, region: Region, feature: Feature, inside: _Arm) -> fx.Node:
-    """What stands for a feature that nobody reads; symbolic sizes are taken from a tensor of its shape."""
+    """The zeros that stand for a feature that nobody reads; symbolic sizes are taken from a tensor of its shape."""
     value, like = feature.node.meta["val"], region.live_in_like(feature)
     if any(isinstance(size, SymInt) for size in value.shape) and like is not None:
         return emit(aten.full_like.default, inside.env[like], 0.0, dtype=value.dtype)
@@ -281,7 +281,7 @@ def _zeros(emit: Emit, region: Region, feature: Feature, inside: _Arm) -> fx.Nod
 
 
 def _stored_value(feature: Feature, mode: FakeTensorMode) -> Tensor:
-    """A fake tensor like the part of ``feature`` that is kept."""
+    """A fake tensor like the part of ``feature`` that is stored."""
     value: Tensor = feature.node.meta["val"]
     with mode:
         for dim, part in enumerate(feature.window):

@@ -1,4 +1,4 @@
-"""Take a tensor for what it is where slices of it are put together again.
+"""Replace a concatenation of all slices of a tensor by that tensor.
 
     before:  %text = slice(%y, 1, 0, 512)  %image = slice(%y, 1, 512, 4608)  %joined = cat([%text, %image], 1)
     after:   %joined is %y
@@ -48,7 +48,7 @@ def _is_slice_of(node: fx.Node, source: fx.Node) -> bool:
 
 
 def sliced(node: fx.Node, dim: int) -> Interval | None:
-    """What a slice takes along ``dim``; None where that is all, every other element, or something along another dimension."""
+    """The interval of a slice along ``dim``; None where that is all, every other element, or along another dimension."""
     needs = narrowed_needs(node, whole(node))
     window = needs[0][1] if needs else ()
     return window[dim] if window and all(part is None or i == dim for i, part in enumerate(window)) else None

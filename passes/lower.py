@@ -1,4 +1,4 @@
-"""From the graph of a step kind to the one that the compiler is given: what pays on one kind of device only.
+"""Lower the graph of a step kind to the one that the compiler is given, by rewrites that pay on one kind of device only.
 
     what the passes made -> the target's rewrites of that step kind, in order -> the compiler, with the target's settings
 
@@ -29,7 +29,7 @@ Features = Sequence[Sequence[fx.Node]]  # the inputs that are the buffers of eac
 
 @dataclass(frozen=True)
 class Lowering:
-    """What is done to the graph of one step kind: names of ``REWRITES``, in order, and settings of Inductor that it is compiled
+    """The rewrites of the graph of one step kind, names of ``REWRITES`` in order, and settings of Inductor that it is compiled
     with where the user chose none.
     """
 
@@ -39,7 +39,7 @@ class Lowering:
 
 @dataclass(frozen=True)
 class Target:
-    """What the graphs are lowered for."""
+    """A kind of device that graphs are lowered for."""
 
     name: str
     full: Lowering = Lowering()
@@ -49,7 +49,7 @@ class Target:
         return self.full if kind is StepKind.FULL else self.forecast
 
     def without(self, rewrite: str) -> "Target":
-        """The same less one rewrite."""
+        """This target less one rewrite."""
         full, forecast = (
             replace(lowering, rewrites=tuple(name for name in lowering.rewrites if name != rewrite))
             for lowering in (self.full, self.forecast)
@@ -102,7 +102,7 @@ def _lowered(runner: Runner, guarded: GuardedGraph, variant: Variant, kind: Step
 
 
 def _buffers_of_features(guarded: GuardedGraph, variant: Variant) -> Features:
-    """They come after the model's inputs and the coefficients: first the youngest of every feature, then those one older."""
+    """The buffers of each feature, which follow the inputs and coefficients: first the youngest of each, then those one older."""
     first_buffer = guarded.num_inputs + len(guarded.coefficients)
     num_features = len(guarded.buffers) // guarded.storage.num_buffers
     features: list[list[fx.Node]] = [[] for _ in range(num_features)]

@@ -1,4 +1,4 @@
-"""Names for people: where in the model a set of nodes was written. Never read for a decision."""
+"""The names of places in the model where nodes were written, for people. Never read for a decision."""
 
 import re
 from collections.abc import Iterable, Sequence

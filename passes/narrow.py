@@ -1,4 +1,4 @@
-"""Compute of every value only what is read: slices go up through the graph, to the weights, the buffers and the inputs.
+"""Compute only the part of each value that is read, by moving slices up to the weights, the buffers and the inputs.
 
     before:  %ada = addmm(%b, %t, permute(%w))                         shift, scale, gate, shift, scale, gate
              %gate = slice(%ada, 1, 2d, 3d)                            the others are dead in a forecast step

@@ -1,4 +1,4 @@
-"""Say of a graph without regions which of its sums come nearest to a residual add, and what stopped each.
+"""Report the sums that come nearest to a residual add in a graph without regions, and what stopped each.
 
     %sum = add(%a, %b)
 
@@ -7,7 +7,7 @@
     %b = f(%a), f without matrix product, convolution or attention     nothing heavy lies between
     %a = f(%x), %b = g(%x)                                             neither side is what the other starts from
 
-Sums with a side that is the same in every call (a bias, an embedding of positions) are none and are not told.
+Sums with a side that is the same in every call (a bias, an embedding of positions) are none and are not reported.
 """
 
 from collections.abc import Iterable
@@ -35,14 +35,14 @@ MOST = 5
 
 
 def with_near_misses(found: RegionSet, graph: fx.Graph, parameters: Iterable[fx.Node]) -> RegionSet:
-    """``found``, which holds no region, with what is to be said of it."""
+    """Add to ``found``, which holds no region, what is to be reported about it."""
     num_heavy, num_taken_apart = count_heavy(graph)
     misses = find_near_misses(graph, parameters)
     return replace(found, num_heavy=num_heavy, num_taken_apart=num_taken_apart, near_misses=misses)
 
 
 def find_near_misses(graph: fx.Graph, parameters: Iterable[fx.Node]) -> tuple[NearMiss, ...]:
-    """The nearest first, one a line of the model, at most ``MOST``."""
+    """The near misses, nearest first, one per line of the model, at most ``MOST``."""
     activations = activation_nodes(graph, set(parameters))
     residual = {feature.residual.add for feature in find_features(graph)}
     others = [node for node in graph.nodes if _is_sum(node) and node not in residual]
@@ -63,7 +63,7 @@ def find_near_misses(graph: fx.Graph, parameters: Iterable[fx.Node]) -> tuple[Ne
 
 
 def count_heavy(graph: fx.Graph) -> tuple[int, int]:
-    """How many heavy operators the model calls, and how many of these were taken apart by torch: a product of one row becomes a
+    """Count the heavy operators that the model calls, and those of them that torch took apart: a product of one row becomes a
     multiplication and a sum. All that became of one call (attention, two products) counts once.
     """
     whole, taken_apart = set(), set()
@@ -89,7 +89,7 @@ def _is_sum(node: fx.Node) -> bool:
 
 
 def _what_stopped(node: fx.Node, reach: SeedReach, behind_heavy: set[fx.Node]) -> tuple[int, str]:
-    """How far ``node`` is from a residual add, and the reason in words."""
+    """The distance of ``node`` from a residual add, and the reason in words."""
     left, right = node.all_input_nodes
     ways = [(undress(left), right), (undress(right), left)]
     if any(reach.depends_through_heavy(branch, trunk) for trunk, branch in ways):

@@ -42,7 +42,7 @@ def any_overload(node: fx.Node) -> Any:
 
 
 def packet(node: fx.Node) -> Any:
-    """As ``any_overload``, but an overload whose arguments are others than the passes know (``OVERLOADS``) stands for itself, so
+    """The same as ``any_overload``, but an overload with other arguments than the passes know (``OVERLOADS``) stands for itself, so
     that no pass takes it for the operator it is named after.
     """
     whole = any_overload(node)

@@ -1,4 +1,4 @@
-"""Which features need a node, and which of them belong together because of it.
+"""Find the features that need a node, and join those that belong together because of it.
 
     %qkv = mm(cat(%text, %image), %w)      owners: %text_F and %image_F, which are joined: it depends on both residual streams
     %rotary = cos(%ids)                    owners: every attention, none joined: it depends on neither, and stays outside
@@ -19,7 +19,7 @@ Owners = dict[fx.Node, Features]
 
 
 def find_owners(graph: fx.Graph, features: Features, roots: Iterable[fx.Node]) -> Owners:
-    """For every node that dies when the features are cut and ``roots`` kept: the features that need it."""
+    """The features that need each node that dies when the features are cut and ``roots`` are kept."""
     cut = (feature.node for feature in features)
     live = live_nodes(graph, cut, roots)
     bits = {feature.node: 1 << i for i, feature in enumerate(features)}

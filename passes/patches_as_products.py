@@ -61,7 +61,7 @@ def _product(emit: Emit, node: fx.Node) -> fx.Node:
 
 
 def _cut(emit: Emit, source: fx.Node, counts: Sequence[int], window: Sequence[int]) -> fx.Node:
-    """``source`` as batch, patch by patch along each dimension, channels, and the places in a patch."""
+    """Cut ``source`` into batch, patches along each dimension, channels, and the places in a patch."""
     batch, channels = source.meta["val"].shape[:2]
     pairs = [size for pair in zip(counts, window, strict=True) for size in pair]
     places = range(2, 2 + len(pairs), 2)

@@ -1,4 +1,4 @@
-"""The passes in order, from a traced graph to one graph a step kind, and on to what is compiled of each."""
+"""The passes in order, from a traced graph to one graph per step kind, and on to the graphs that are compiled."""
 
 import gc
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -35,7 +35,7 @@ MODULES = Selection("module")
 class PassResult:
     """Everything the passes made of one graph.
 
-    ``module_bytes``: what the buffers of a stream take, or would, with a feature for every module; None where these were not
+    ``module_bytes``: the bytes that the buffers of a stream take, or would, with a feature per module; None where these were not
     looked for. ``variants``: the graph of each step kind, none without regions. ``lowered``: the graphs that are compiled for
     ``target``; without regions the traced one, under FULL.
     """
@@ -59,8 +59,8 @@ class PassResult:
 
 @contextmanager
 def no_garbage_collection() -> Iterator[None]:
-    """Graphs are live while they are built, and looking for garbage among all that a process holds took half of the time (5.2 %
-    of compiling FLUX.1-dev's graph with it, 2.5 % without).
+    """Switch garbage collection off: graphs are live while they are built, and looking for garbage among all that a process
+    holds took half of the time (5.2 % of compiling FLUX.1-dev's graph with it, 2.5 % without).
     """
     was_enabled = gc.isenabled()
     gc.disable()
@@ -90,15 +90,15 @@ def run_passes(
     Args:
         traced: functional ATen graph with ``meta["val"]`` on every node; left as it is.
         static_inputs: positions of its weight inputs.
-        storage: what is kept of each feature.
-        selection: what is taken for a feature.
+        storage: the buffers of each feature.
+        selection: the granularity of features.
         graph_break: where the model breaks off at the end of this graph, if it does.
         is_part: the graph is a part of a model that does not compile as a whole.
         registered: names of the registered residual operators to write out; None: all there are.
         target: what the graphs are lowered for.
         disabled: names of the optional passes to do without.
-        notify: is told of a pass that failed and was left out; None: then no pass may fail.
-        watch: is shown what every stage made.
+        notify: called for a pass that failed and was left out; None: no pass may fail.
+        watch: called with what every stage made.
 
     Raises:
         PassError: a pass failed that cannot be left out.

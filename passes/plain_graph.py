@@ -1,9 +1,9 @@
-"""A graph as plain data, to make it again from: for numbers that are counted, no graph need stay alive.
+"""A graph as plain data that it can be rebuilt from, so that no graph need stay alive once its numbers are counted.
 
     graph        mm = aten.mm(x, w); relu = aten.relu(mm)          Node objects, each of which holds all of its graph
     plain data   (aten.mm, (#0, #1)), (aten.relu, (#2,))           tuples, of which any number of settings share one
 
-Of the metadata it keeps the values and where they come from. Any graph can be kept so, not only what can be pickled, but only in
+It keeps the values and the origins among the metadata. Any graph can be kept so, not only one that can be pickled, but only in
 this process.
 """
 
@@ -46,13 +46,13 @@ class PlainGraph:
 
     @classmethod
     def of(cls, gm: fx.GraphModule) -> "PlainGraph":
-        """``gm`` is left as it is, and is not referred to."""
+        """Make plain data of ``gm``, which is left as it is and not referred to."""
         places: dict[fx.Node, Any] = {node: _At(i) for i, node in enumerate(gm.graph.nodes)}
         read = gm.graph.find_nodes(op="get_attr")
         return cls(tuple(_plain(node, places) for node in places), {str(node.target): attribute(gm, node) for node in read})
 
     def rebuild(self) -> fx.GraphModule:
-        """The graph anew: whoever gets it may change it."""
+        """Rebuild the graph, which the caller may change."""
         graph, nodes = fx.Graph(), list[fx.Node]()
 
         def linked(value: Any) -> Any:

@@ -1,9 +1,9 @@
-"""Say what a forecast step computes whole though only a part of it is read, since ``narrow`` has no rule for the operator.
+"""Report what a forecast step computes whole though only a part of it is read, since ``narrow`` has no rule for the operator.
 
     %c = cumsum(%x, 1)            all of it
     %p = slice(%c, 1, 4, 8)       what is read
 
-Read off the finished graph, when somebody asks; most bytes first.
+Read off the finished graph, on demand; most bytes first.
 """
 
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ class ReadWhole:
 
 
 def find_read_whole(graph: fx.Graph) -> tuple[ReadWhole, ...]:
-    """What ``narrow`` left whole in a graph that it made."""
+    """The operators that ``narrow`` left whole in a graph that it made."""
     found = []
     for node, windows in demanded(graph).items():
         value = node.meta.get("val")

@@ -1,4 +1,4 @@
-"""What the region finder found: plain frozen data that the later passes and ``explain()`` read."""
+"""The results of the region finder: plain frozen data that the later passes and ``explain()`` read."""
 
 import enum
 import operator
@@ -15,7 +15,7 @@ Positions = dict[fx.Node, int]
 
 
 class Kind(enum.Enum):
-    """What a region computes, told from its operators."""
+    """The kind of a region, determined by its operators."""
 
     ATTENTION = "attention"
     MLP = "mlp"
@@ -24,13 +24,13 @@ class Kind(enum.Enum):
 
 
 class Reason(enum.Enum):
-    """Why a residual branch is executed in every step instead of being forecast."""
+    """A reason why a residual branch is executed in every step instead of being forecast."""
 
     NEEDED_ELSEWHERE = "all of its heavy operators also feed something that is not forecast"
     NOT_FLOATING = "its feature is not a real floating-point tensor, so it has no Taylor polynomial"
     BEYOND_BREAK = "a graph break lies between its work and its residual add, which are in different graphs"
     OPAQUE = (
-        "an operator that cannot be seen into takes and gives a tensor of one shape; if this adds a residual, register it with "
+        "an operator that cannot be seen into takes and returns a tensor of one shape; if this adds a residual, register it with "
         "taylorseer_fx.register_residual_op"
     )
     FUSED = (
@@ -43,7 +43,7 @@ class Reason(enum.Enum):
     BROUGHT_IN = "it is one product of another residual stream's state, and no attention or MLP of the one it is added to"
 
 
-# Of these nothing is lost that the method has, and there is nothing to do about them: explain() lists them without a warning.
+# Intended: the method loses nothing by them, and there is nothing to do about them, so explain() lists them without a warning.
 MEANT = frozenset({Reason.CONDITIONING, Reason.RIM, Reason.BROUGHT_IN})
 
 
@@ -68,7 +68,7 @@ class Feature:
     """A tensor that is forecast: a residual branch without its gates, or what a whole stack adds to its residual stream.
 
     ``stored_window``: the part of ``node`` that a forecast step reads, None if it reads none of it; then nothing is stored.
-    ``base``: what is taken off that part before it is stored, and added to the forecast; it is computed in every step.
+    ``base``: a tensor that is taken off that part before it is stored, and added to the forecast; it is computed in every step.
     """
 
     node: fx.Node
@@ -126,7 +126,7 @@ class NearMiss:
 class RegionSet:
     """All regions of one graph, in graph order; valid for that graph only.
 
-    Of a graph without any, ``num_heavy`` counts the calls in the model, of which torch took ``num_taken_apart`` to pieces that
+    In a graph without any, ``num_heavy`` counts the calls in the model, of which torch took ``num_taken_apart`` to pieces that
     are not heavy, and ``near_misses`` are the sums that come nearest to a residual add.
     """
 
@@ -150,8 +150,8 @@ def positions_of(graph: fx.Graph) -> Positions:
 def region_border(body: set[fx.Node], positions: Positions, extra: Iterable[fx.Node | None] = ()) -> tuple[Nodes, Nodes]:
     """The nodes of a region and the outside nodes that it reads, ``extra`` among them; both in graph order.
 
-    What picks one output of an outside node with several (``getitem`` of the ``split`` of an adaLN) stays with that node, so
-    that only tensors cross the border.
+    A node that picks one output of an outside node with several (``getitem`` of the ``split`` of an adaLN) stays with that node,
+    so that only tensors cross the border.
     """
     inside = {node for node in body if node.target is not operator.getitem or node.args[0] in body}
     read = {source for node in inside for source in node.all_input_nodes}.union(node for node in extra if node is not None)

@@ -4,7 +4,7 @@
     before:  %a = addmm(%x, %h, %w)              after:  %m = mm(%h, %w)         %a = add(%x, %m)
     before:  %a = residual_gate_add(%x, %f, %g)  after:  what its decomposition does, if one was registered
 
-An engine's own operator is opaque: that it adds ``f`` to ``x`` is known only once somebody says so (``register_residual_op``).
+An engine's own operator is opaque: that it adds ``f`` to ``x`` is known only once it is registered (``register_residual_op``).
 """
 
 from collections.abc import Callable, Collection
@@ -23,7 +23,7 @@ def _always(_node: fx.Node) -> bool:
 
 @dataclass(frozen=True)
 class Decomposition:
-    """``function`` takes what the operator takes and returns what it returns; ``applies`` says for which nodes."""
+    """A ``function`` with the arguments and the results of an operator; ``applies`` decides for which nodes."""
 
     function: Callable[..., Any]
     applies: Callable[[fx.Node], bool] = _always
@@ -46,7 +46,7 @@ def _scaled(x: Tensor, factor: float) -> Tensor:
 
 
 def _adds_no_bias(node: fx.Node) -> bool:
-    """Is what a product is added to as large as the sum? The bias of a linear layer is not. With ``beta=0`` it isn't read at all,
+    """Is the addend of a product as large as the sum? The bias of a linear layer is not. With ``beta=0`` it isn't read at all,
     and may be memory that nobody wrote to.
     """
     x = node.args[0]
@@ -74,8 +74,8 @@ def residual_ops(registered: Collection[str] | None = None) -> dict[OpOverload, 
 
 
 def as_overload(op: Any) -> OpOverload | None:
-    """The one overload that ``op`` names: an overload, a packet, or what ``torch.library.custom_op`` made. Of the overloads of a
-    packet those that write to an argument (``.out``) count only where there are no others.
+    """The one overload that ``op`` names: an overload, a packet, or what ``torch.library.custom_op`` made. The overloads
+    of a packet that write to an argument (``.out``) count only where there are no others.
     """
     op = getattr(op, "_opoverload", op)
     if isinstance(op, OpOverloadPacket):
@@ -86,5 +86,5 @@ def as_overload(op: Any) -> OpOverload | None:
 
 
 def overload_names(packet: Any) -> list[str]:
-    """Those of an operator that was named without one."""
+    """The overloads of an operator that was named without one."""
     return list(packet.overloads())

@@ -1,9 +1,9 @@
 """Run the stages one by one: switch off, time, verify, record and log each of them.
 
-``TORCH_LOGS="+taylorseer_fx"`` prints a line a stage, with what it did to the number of operators, and has each verified.
+``TORCH_LOGS="+taylorseer_fx"`` prints a line per stage, with what it did to the number of operators, and has each verified.
 ``TAYLORSEER_FX_GRAPHS=narrow_forecast,guard_regions`` (or ``all``) prints the graphs that those stages made. ``TORCH_TRACE=dir``
-records all of them, read with tlparse. A stage that fails says which ones ran before it. One that a graph is right without
-(``OPTIONAL``) can be switched off, and is left out if it fails where there is somebody to tell.
+records all of them, read with tlparse. A stage that fails names those that ran before it. One that a graph is right without
+(``OPTIONAL``) can be switched off, and is left out if it fails where that can be reported.
 """
 
 import logging
@@ -27,7 +27,7 @@ from taylorseer_fx.passes.verify import Verifier
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
-Notify = Callable[[str, str], None]  # of a topic and what to say of it, once
+Notify = Callable[[str, str], None]  # takes a topic, and the text to show once for it
 
 DISABLED = "it is in disabled_passes"
 SHOWN_CHANGES = 6  # operators in a line of the log
@@ -37,7 +37,7 @@ always_verifies = False  # the tests'; else only what is logged is verified
 
 @dataclass(frozen=True)
 class StageRecord:
-    """One line of the table of passes in ``explain()``; ``left_out``: why it was gone on without, its error or ``DISABLED``."""
+    """One line of the table of passes in ``explain()``; ``left_out``: the reason for that, its error or ``DISABLED``."""
 
     name: str
     num_ops: int
@@ -49,7 +49,7 @@ class StageRecord:
         return self.left_out not in ("", DISABLED)
 
 
-Watch = Callable[[StageRecord, fx.GraphModule], None]  # of a stage and the graph that it made
+Watch = Callable[[StageRecord, fx.GraphModule], None]  # takes a stage and the graph that it made
 
 
 class Runner:
@@ -74,15 +74,15 @@ class Runner:
         kind: StepKind | None = None,
         without: Callable[[], T] | None = None,
     ) -> T:
-        """What ``stage`` makes.
+        """Run a stage and return what it makes.
 
         Args:
-            name: of the pass.
+            name: the name of the pass.
             stage: the pass on its graph.
-            graph_of: the graph in what it makes.
+            graph_of: returns the graph in what it makes.
             source: the graph that it works on; None: what the stage before made.
             kind: the step kind of which it is the graph.
-            without: what to go on with if it is an optional one, and switched off or failing.
+            without: makes what to go on with if the pass is optional, and switched off or failing.
         """
         label = name if kind is None else f"{name}_{kind.value}"
         started, left_out = time.perf_counter(), ""
@@ -104,7 +104,7 @@ class Runner:
         return result
 
     def checked(self, label: str, stage: Callable[[], T]) -> T:
-        """What ``stage`` makes, without a record of it."""
+        """Run a stage without a record of it; whatever it raises becomes a ``PassError``."""
         try:
             with dynamo_timed(f"taylorseer_fx.{label}"):
                 return stage()

@@ -1,4 +1,4 @@
-"""Numbers for symbolic sizes, to report with; never to decide by."""
+"""The numbers that stand for symbolic sizes in reports; never to decide by."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ from torch import SymInt
 
 
 def hint(size: int | SymInt) -> int:
-    """``size`` for the inputs that the graph was traced with; what only the data tell (an unbacked symbol) counts as one."""
+    """The value of ``size`` for the inputs of the trace; one that only the data determine (an unbacked symbol) counts as one."""
     if not isinstance(size, SymInt):
         return int(size)
     expression, shape_env = size.node.expr, size.node.shape_env

@@ -1,4 +1,4 @@
-"""Fold the predicate of every guarded branch: one graph a step kind, buffers updated in place.
+"""Fold the predicate of every guarded branch: one graph per step kind, buffers updated in place.
 
     before:  %F, %b0', %b1' = cond(%is_full, region_full, region_forecast, (...))     return %out, %d0', %d1'
 
@@ -7,7 +7,7 @@
                return %out
 
 Snapshots change places: the newest is written over the oldest, and the runtime counts it as the newest from then on. Differences
-are all written. A buffer that a branch passes through needs no copy. What the forecast leaves unread is for ``clean_up``.
+are all written. A buffer that a branch passes through needs no copy. ``clean_up`` removes what the forecast leaves unread.
 """
 
 import operator
@@ -46,7 +46,7 @@ def specialize(guarded: GuardedGraph, kind: StepKind) -> fx.GraphModule:
 
 
 def _stores(guarded: GuardedGraph, old: Sequence[fx.Node], new: Sequence[fx.Node]) -> list[tuple[fx.Node, fx.Node]]:
-    """What is to be written where, so that the buffers hold ``new``; snapshots are in age order, so only the newest is."""
+    """The copies to make so that the buffers hold ``new``; snapshots are in age order, so only the newest is written."""
     if not guarded.storage.keeps_differences:
         num_features = len(old) // guarded.storage.num_buffers
         if new[0] is not old[0]:

@@ -53,7 +53,7 @@ def _add(emit: Emit, node: fx.Node) -> fx.Node | None:
 
 
 def _drop_zero(node: fx.Node, summand: fx.Node) -> None:
-    """Where the sum goes on. Elsewhere it stays: an output of the graph must not become one of its inputs."""
+    """Drop the zero where the sum goes on. Elsewhere it stays: an output of the graph must not become one of its inputs."""
     if same_shape(summand, node) and summand.meta["val"].dtype == node.meta["val"].dtype:
         node.replace_all_uses_with(summand, delete_user_cb=is_sum)
 
@@ -70,7 +70,7 @@ def _lerp_of_number(emit: Emit, base: fx.Node, difference: fx.Node, alpha: Any) 
 
 
 def _lerp_of_tensor(emit: Emit, base: Any, product: tuple[Any, ...] | None) -> fx.Node | None:
-    """Of the decomposition of ``lerp``, each part where it belongs."""
+    """Rewrite the decomposition of ``lerp``, if each part is where it belongs."""
     ends = _operands(base, aten.where)
     if ends is None or product is None:
         return None
@@ -133,13 +133,13 @@ def _stacked(emit: Emit, node: fx.Node) -> tuple[list[fx.Node], int]:
 
 
 def _without_dim(emit: Emit, part: fx.Node, dim: int) -> fx.Node:
-    """What was unsqueezed to be joined."""
+    """The tensor that was unsqueezed to be joined."""
     is_unsqueezed = packet(part) is aten.unsqueeze and part.args[1] % part.meta["val"].dim() == dim
     return part.all_input_nodes[0] if is_unsqueezed else emit(aten.squeeze.dim, part, dim)
 
 
 def _are_equal(sizes: Any, others: Any) -> bool:
-    """Without a guard: what only the data tell is no number."""
+    """Are the sizes equal for certain, without a guard? A size that only the data determine is no number."""
     if isinstance(others, tuple) and len(sizes) != len(others):
         return False
     return guard_or_false(sym_eq(sizes, others))

@@ -1,12 +1,12 @@
-"""Names that every room knows: the two kinds of step, and the passes that one can do without."""
+"""The names that every folder shares: the two kinds of step, and the passes that can be left out."""
 
 import enum
 
 # The passes that a graph is right without, and what is worse then.
 OPTIONAL = {
-    "find_stored": "all of every feature is kept, which takes more memory",
+    "find_stored": "every feature is stored whole, which takes more memory",
     "find_cut_branches": "branches that a graph break cuts off are not listed",
-    "narrow": "a forecast step computes more than is read of it",
+    "narrow": "a forecast step computes more than is read",
     "sum_few_rows": "a forecast step on a CPU reads the weights of its gates more slowly",
     "join_slices": "a full step on a GPU copies features of which only a part is stored",
     "store_early": "a full step on a GPU copies every feature by a kernel of its own",

@@ -1,4 +1,4 @@
-"""What is stored: which tensors are features, and which buffers each of them has."""
+"""The choice of features, and of the buffers that each of them has."""
 
 from dataclasses import dataclass
 
@@ -9,9 +9,9 @@ FLOAT8 = (torch.float8_e5m2, torch.float8_e4m3fn)
 
 @dataclass(frozen=True)
 class Selection:
-    """What is taken for a feature: every attention and MLP ("module"), or a whole residual stream ("stack").
+    """The granularity of features: every attention and MLP ("module"), or a whole residual stream ("stack").
 
-    With a ``budget``, in bytes, modules where their buffers fit in it.
+    With a ``budget``, in bytes: modules if their buffers fit in it.
     """
 
     granularity: str = "module"
@@ -20,7 +20,7 @@ class Selection:
 
 @dataclass(frozen=True)
 class Storage:
-    """What is stored of a feature: ``history`` buffers, by default ``order + 1``, in ``dtype`` or its own.
+    """The buffers of a feature: ``history`` of them, by default ``order + 1``, in ``dtype`` or the feature's own.
 
     An eight-bit ``dtype`` is that of the differences of order 1 and up; the feature itself is stored as it is.
     """
@@ -39,6 +39,6 @@ class Storage:
         return self.dtype in FLOAT8
 
     def dtypes(self, feature: torch.dtype) -> tuple[torch.dtype, ...]:
-        """Of the buffers of a feature, order by order (newest first, where they are snapshots)."""
+        """The dtypes of the buffers of a feature, order by order (newest first, where they are snapshots)."""
         dtype = self.dtype or feature
         return (feature if self.keeps_differences else dtype, *[dtype] * (self.num_buffers - 1))

@@ -3,7 +3,7 @@
     before:  %F = addmm(...)  %x1 = add(mul(%gate, %F), %x)  ...all other blocks...  copy_(%b1, %F)
     after:   %F = addmm(...)  copy_(%b1, %F)  %x1 = add(mul(%gate, %F), %x)  ...all other blocks...
 
-On a GPU Inductor does not fuse loops that stand far from each other, nor loops of unequal length. Of a feature that is stored
+On a GPU Inductor does not fuse loops that stand far from each other, nor loops of unequal length. If a feature is stored
 in part and read whole, the rows outside of the stored window are therefore written too: as the window's nearest row, to its
 place, which is then written several times with the same values.
 
@@ -34,7 +34,7 @@ from taylorseer_fx.passes.windows import contains, normalized, sizes_of
 
 
 def store_early(gm: fx.GraphModule) -> fx.GraphModule:
-    """A new graph, each buffer of which is written right behind the last node that this has to wait for."""
+    """Make a new graph in which each buffer is written right behind the last node that the write has to wait for."""
     copy = copied(gm)
     graph, demands = copy.graph, demanded(copy.graph)
     emit = emitter(graph, graph_fake_mode(graph))
@@ -61,7 +61,7 @@ def _written(emit: Emit, store: fx.Node, demands: Demands) -> tuple[Any, tuple[A
 
 
 def _windowed(value: fx.Node, demands: Demands) -> Rows | None:
-    """The rows that ``value``, which is stored, is of what it slices; None where no more of that is read, either."""
+    """The rows of the stored ``value`` in the tensor that it slices; None where no more of that is read, either."""
     source = value.args[0] if value.target is aten.slice.Tensor else None
     sizes = sizes_of(source) if isinstance(source, fx.Node) else ()
     if not isinstance(source, fx.Node) or not all(isinstance(size, int) for size in sizes):
@@ -90,7 +90,7 @@ def _zeros(emit: Emit, like: Tensor, dim: int, length: int) -> list[fx.Node]:
 
 
 def _spread(emit: Emit, buffer: fx.Node, value: fx.Node, whole: fx.Node, rows: Rows) -> tuple[Any, ...]:
-    """What to write each row of ``whole`` with, so that ``buffer`` becomes ``value``, which are ``rows`` of it."""
+    """The arguments that write each row of ``whole`` so that ``buffer`` becomes ``value``, which are ``rows`` of it."""
     device, ndim, num_stored = whole.meta["val"].device, whole.meta["val"].dim(), value.meta["val"].shape[rows.dim]
     row = emit(prims.iota.default, rows.length, start=0, step=1, dtype=torch.int64, device=device, requires_grad=False)
     along = emit(aten.view.default, row, [-1 if i == rows.dim else 1 for i in range(ndim)])

@@ -1,10 +1,10 @@
-"""Write products of a few rows with a weight as sums, one a row: on a CPU they then read the weight as fast as it can be read.
+"""Rewrite products of a few rows with a weight as sums, one per row, so that a CPU reads the weight at full memory bandwidth.
 
     before:  %gate = addmm(%b, %t, permute(%w, [1, 0]))                                 %t : [2, 1152]  %w : [1152, 1152]
     after:   %t0 = sum(mul(%w, select(%t, 0, 0)), [-1])  %t1 = sum(mul(%w, select(%t, 0, 1)), [-1])
              %gate = add(view(cat([%t0, %t1]), [2, 1152]), %b)
 
-What is left of a forecast step is the embedding of the time and the gates, a row for each sample: bound by reading the weights.
+The rest of a forecast step is the embedding of the time and the gates, a row per sample: bound by reading the weights.
 Inductor makes one loop of the sums, which loads a weight once, multiplies it with every row, and writes each row to its place in
 what is concatenated. The rows are written out before, or it would compute them anew for every row of the weight.
 
@@ -45,7 +45,7 @@ def products(graph: fx.Graph) -> list[fx.Node]:
 
 
 def has_few_rows(node: fx.Node) -> bool:
-    """Of rows times the transpose of a matrix that lies in memory row by row, without factors."""
+    """Is it a product of few rows with the transpose of a matrix that lies in memory row by row, without factors?"""
     rows, weight = node.args[-2:]
     assert isinstance(rows, fx.Node)
     assert isinstance(weight, fx.Node)

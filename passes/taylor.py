@@ -6,7 +6,7 @@
     differences        B_0'   = F,  B_(i+1)' = (B_i' - B_i) * reciprocal_gaps[i]
 
 Both are linear in the buffers, so the coefficients are data: one graph serves every step, interval and gap, and an order that
-is not formed yet has coefficient zero. With snapshots the coefficients say what the recursion would make of them
+is not formed yet has coefficient zero. With snapshots the coefficients are those that the recursion would make of them
 (``runtime/coefficients.py``). Differences are small, so they can be kept in eight bits; then the update is the recursion
 itself. Sums accumulate in float32 (float64 under a float64 feature) whatever the buffers' dtype. (TaylorSeer, arXiv 2503.06923,
 equations 3 and 6, as its official code computes them.)
@@ -55,7 +55,7 @@ def emit_differences(emit: Emit, feature: fx.Node, buffers: Sequence[fx.Node], r
 
 
 def _stored(emit: Emit, value: fx.Node, dtype: torch.dtype) -> fx.Node:
-    if dtype in FLOAT8:  # beyond its range lies infinity or no number; the largest one is the better forecast
+    if dtype in FLOAT8:  # out of range it would become inf or NaN; clamping is the better forecast
         limit = torch.finfo(dtype).max
         value = emit(aten.clamp_max.default, emit(aten.clamp_min.default, value, -limit), limit)
     return cast(emit, value, dtype)

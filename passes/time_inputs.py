@@ -29,7 +29,7 @@ _LOOKUPS = (aten.embedding, aten.index, aten.index_select)
 def find_time_inputs(
     graph: fx.Graph, parameters: Iterable[fx.Node], samples: Iterable[int] = (), is_part: bool = False
 ) -> tuple[tuple[int, ...], bool]:
-    """Positions of the placeholders of ``graph`` that may carry the time, empty where there is none; and whether it is certain
+    """The positions of placeholders of ``graph`` that may carry the time, empty where there is none; and whether it is certain
     that a time is among them, which it isn't where they are merely looked up in a table.
 
     Args:
@@ -60,7 +60,7 @@ def _may_be_time(node: fx.Node) -> bool:
 
 
 def _is_one_number(node: fx.Node) -> bool:
-    """One for all samples, or for each."""
+    """Does the input hold one number for all samples, or one for each?"""
     meta = tensor_meta(node)
     return meta is not None and all(guard_or_false(size == 1) for size in meta.shape[1:])
 

@@ -78,7 +78,7 @@ _COMPUTED = CASTS | {aten.mul, aten.where, aten.clamp, aten.clamp_min, aten.clam
 
 
 def _num_bytes(node: fx.Node, demands: Demands) -> int:
-    """Of the parts of ``node`` that are read."""
+    """The bytes of the parts of ``node`` that are read."""
     meta = tensor_meta(node)
     if meta is None:
         values = node.meta.get("val")

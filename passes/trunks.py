@@ -1,7 +1,7 @@
-"""What a tensor is a multiple of: the way back from a summand to the residual stream that it carries.
+"""Trace a summand back to the residual stream that it carries, as a multiple of it.
 
     %out = add(mul(%x, 0.7), %branch)               %x, by the factor 0.7
-    %out = sub(%branch, view(mul(%gate, %x)))       %x, by %gate (or %gate, by %x: which of the two is for the caller to tell)
+    %out = sub(%branch, view(mul(%gate, %x)))       %x, by %gate (or %gate, by %x: which of the two is for the caller to decide)
     %out = add(%x, %branch)                         %x, by no factor
 
 Only what has the shape of a product can be the residual stream in it, and a numerator only: a factor may be broadcast, a residual
@@ -19,7 +19,7 @@ from taylorseer_fx.passes.ops import aten, dressed_input, packet, same_shape, te
 
 @dataclass(frozen=True)
 class Multiple:
-    """A tensor without its dress, and what it is multiplied with up to where the way back began; numbers are not listed.
+    """A tensor without its dress, and the factors that it is multiplied with up to where the trace began, numbers left out.
 
     ``is_shared``: something else reads the tensor, in whatever dress.
     """
@@ -32,7 +32,7 @@ class Multiple:
 
 @dataclass(frozen=True)
 class Summand:
-    """What a sum may carry on, and the other operand of that sum."""
+    """A residual stream that a sum may carry on, and the other operand of that sum."""
 
     trunk: Multiple
     branch: fx.Node
@@ -48,10 +48,10 @@ def is_sum(node: fx.Node) -> bool:
 
 
 def summands(node: fx.Node) -> list[Summand]:
-    """Everything that a sum may carry on, what is multiplied least first; then, what has the shape of the sum without dress.
+    """Everything that a sum may carry on: fewest factors first, then those that have the sum's shape without dress.
 
-    What nothing but this sum reads feeds no branch; it may still be a later state of a residual stream that does, if it is a sum
-    itself.
+    A tensor that only this sum reads feeds no branch; it may still be a later state of a residual stream that does, if it is a
+    sum itself.
     """
     left, right = node.all_input_nodes
     found = [
@@ -107,7 +107,7 @@ def multiplied(node: fx.Node) -> Iterator[tuple[fx.Node, tuple[fx.Node, ...]]]:
 
 
 def without_branch(node: fx.Node, branch: fx.Node, trunk: fx.Node, emit: Emit) -> fx.Node:
-    """What a sum makes of ``trunk`` in the place of its trunk when nothing is added to it or taken away."""
+    """Emit the sum with ``trunk`` in the place of its trunk, and nothing added to it or taken away."""
     if node.args[0] is not branch:
         return trunk
     alpha = node.kwargs.get("alpha", 1)

@@ -1,4 +1,4 @@
-"""What holds of a graph after every stage; checked in debug mode and in the tests.
+"""The invariants of a graph after every stage; checked in debug mode and in the tests.
 
 Each tensor has its fake value; inputs keep their order, new ones come last; nothing is written but what the traced graph wrote,
 and, once a graph is that of one step kind, the buffers: once each, after all that reads them.
@@ -74,7 +74,7 @@ def _writes(graph: fx.Graph) -> Iterator[fx.Node]:
 
 
 def _write(node: fx.Node) -> tuple[str, str]:
-    """What tells a write from another, whatever its node is called."""
+    """The identity of a write, whatever its node is called."""
     return str(node.target), str(node.args[0]) if node.args else ""
 
 

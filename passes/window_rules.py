@@ -82,13 +82,13 @@ def _broadcast(window: Window, sizes: Sequence[int | SymInt], source: fx.Node) -
 
 
 def _build_same(emit: Emit, node: fx.Node, _window: Window, inputs: list[fx.Node]) -> fx.Node:
-    """``node`` on other inputs."""
+    """Emit ``node`` on other inputs."""
     other = dict(zip(node.all_input_nodes, inputs, strict=True))
     return emit(node.target, *fx.map_arg(node.args, other.__getitem__), **fx.map_arg(node.kwargs, other.__getitem__))
 
 
 def _build_nothing(_emit: Emit, _node: fx.Node, _window: Window, inputs: list[fx.Node]) -> fx.Node:
-    """The operator only took a part of its input."""
+    """Use the input as it is: the operator only took a part of it."""
     return inputs[0]
 
 
@@ -115,7 +115,7 @@ def _slice(node: fx.Node, window: Window) -> Needs | None:
 
 
 def _split_result(node: fx.Node, window: Window) -> Needs | None:
-    """Of ``getitem(split(x, sizes, dim), i)``."""
+    """The rule for ``getitem(split(x, sizes, dim), i)``."""
     split, index = _arg(node, 0), _arg(node, 1)
     source, dim = _arg(split, 0), _arg(split, 2, 0)
     sizes, lengths = sizes_of(source), [part.shape[dim] for part in split.meta["val"]]
@@ -130,7 +130,7 @@ def _select(node: fx.Node, window: Window) -> Needs | None:
 
 
 def _unbind_result(node: fx.Node, window: Window) -> Needs | None:
-    """Of ``getitem(unbind(x, dim), i)``."""
+    """The rule for ``getitem(unbind(x, dim), i)``."""
     unbind = _arg(node, 0)
     return _selected(_arg(unbind, 0), _arg(unbind, 1, 0), _arg(node, 1), window)
 
@@ -156,7 +156,7 @@ def _build_unbind_result(emit: Emit, node: fx.Node, _window: Window, inputs: lis
 
 
 def _moving(dims_of: Callable[[fx.Node], Sequence[int | None]]) -> Rule:
-    """For an operator that reorders, adds or drops dimensions: ``dims_of`` tells where each of the output's comes from."""
+    """For an operator that reorders, adds or drops dimensions: ``dims_of`` maps each of the output's to its origin."""
 
     def needs(node: fx.Node, window: Window) -> Needs | None:
         source = node.all_input_nodes[0]
@@ -198,7 +198,7 @@ def _squeezed_away(node: fx.Node) -> list[int]:
 
 
 def _build_squeeze(emit: Emit, node: fx.Node, _window: Window, inputs: list[fx.Node]) -> fx.Node:
-    """By name of the dimensions: one that is narrowed to one element is not squeezed."""
+    """Squeeze explicit dimensions, so that one narrowed to a single element is kept."""
     gone = _squeezed_away(node)
     return emit(aten.squeeze.dims, inputs[0], gone) if gone else inputs[0]
 
@@ -309,7 +309,7 @@ def _build_pad(emit: Emit, _node: fx.Node, _window: Window, inputs: list[fx.Node
 
 
 def _matmul(node: fx.Node, window: Window) -> Needs | None:
-    """Of mm, bmm, and both with an addend first: batch and rows of the left operand, batch and columns of the right one."""
+    """The windows for mm, bmm, addmm and baddbmm: batch and rows of the left operand, batch and columns of the right one."""
     *addend, left, right = (arg for arg in node.args if isinstance(arg, fx.Node))
     *batch, rows, columns = window
     operands: Needs = [(left, (*batch, rows, None)), (right, (*batch, None, columns))]
@@ -325,7 +325,7 @@ def _build_matmul(emit: Emit, node: fx.Node, _window: Window, inputs: list[fx.No
 
 
 def _reduction(node: fx.Node, window: Window) -> Needs | None:
-    """Of a reduction that keeps its dimensions; ``window`` is that of each of its results."""
+    """The windows for a reduction that keeps its dimensions; ``window`` is that of each of its results."""
     source, given = node.all_input_nodes[0], _arg(node, 1)
     if given in (None, []) or not _arg(node, 2, node.kwargs.get("keepdim", False)) or len(node.all_input_nodes) != 1:
         return None  # without dimensions: everything is one
@@ -334,7 +334,7 @@ def _reduction(node: fx.Node, window: Window) -> Needs | None:
 
 
 def _result(node: fx.Node, window: Window) -> Needs | None:
-    """Of ``getitem(operator, i)``, where the results of the operator are equally shaped."""
+    """The rule for ``getitem(operator, i)``, where the results of the operator are equally shaped."""
     return [(node.all_input_nodes[0], window)]
 
 

@@ -1,4 +1,4 @@
-"""Parts of a tensor: a *window* is an interval, or everything, for each dimension.
+"""The parts of a tensor: a *window* is an interval, or everything, for each dimension.
 
     slice(%x, 1, 512, 4608)      of %x, [1, 4608, 3072], the window (None, (512, 4608), None)
 
@@ -27,7 +27,7 @@ def is_whole(window: Window) -> bool:
 
 
 def normalized(window: Iterable[Interval | None], sizes: Sequence[int | SymInt]) -> Window:
-    """With None for every interval that is the whole dimension, and for an end that is the dimension's."""
+    """Write None for every interval that is the whole dimension, and for an end that is the dimension's."""
     result: list[Interval | None] = []
     for interval, size in zip(window, sizes, strict=True):
         if interval is not None:
@@ -41,7 +41,7 @@ def normalized(window: Iterable[Interval | None], sizes: Sequence[int | SymInt])
 
 
 def length(interval: Interval) -> int | None:
-    """Number of elements; None up to the end of a symbolic dimension."""
+    """The number of elements; None up to the end of a symbolic dimension."""
     start, end = interval
     return None if end is None else end - start
 
@@ -106,13 +106,13 @@ def slice_window(inner: Window, dim: int, start: int, end: int | None) -> Window
 
 
 def num_elements(sizes: Sequence[int], window: Window) -> int:
-    """Of the part ``window`` of a tensor of ``sizes``."""
+    """The number of elements in the part ``window`` of a tensor of ``sizes``."""
     parts = zip(sizes, window or (None,) * len(sizes), strict=True)
     return prod(size if part is None else (size if part[1] is None else part[1]) - part[0] for size, part in parts)
 
 
 def window_text(window: Window) -> str:
-    """As Python would slice it: ``[:, 512:4608]``; nothing for everything."""
+    """The window as Python would slice it: ``[:, 512:4608]``; nothing for everything."""
     parts = [":" if part is None else f"{part[0] or ''}:{part[1] if part[1] is not None else ''}" for part in window]
     while parts and parts[-1] == ":":
         parts.pop()

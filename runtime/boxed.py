@@ -1,4 +1,4 @@
-"""How compiled code is called: with one list, which it empties, so that inputs are freed as soon as they were read."""
+"""The calling convention of compiled code: one list, which it empties, so that inputs are freed as soon as they are read."""
 
 from collections.abc import Callable, Sequence
 from typing import Any

@@ -13,7 +13,7 @@ Argument = Tensor | int
 
 @dataclass(frozen=True)
 class SizeSource:
-    """Where a call tells the value of a size symbol: in an integer input, or in a dimension of a tensor input."""
+    """The place in a call that holds the value of a size symbol: an integer input, or a dimension of a tensor input."""
 
     symbol: Any
     position: int
@@ -35,7 +35,7 @@ class BufferTemplate:
 
     @classmethod
     def of(cls, value: Tensor) -> "BufferTemplate":
-        """``value`` is a fake tensor."""
+        """Make the template of ``value``, a fake tensor."""
         return cls(tuple(map(_expression, value.shape)), tuple(map(_expression, value.stride())), value.dtype, value.device)
 
 
@@ -48,11 +48,11 @@ class BufferLayout:
     """Shapes, strides and dtypes of all buffers of a graph, possibly symbolic in the sizes of its inputs."""
 
     templates: tuple[BufferTemplate, ...]  # order by order and within it feature by feature
-    size_sources: tuple[SizeSource, ...]  # of the symbols in the templates; together they tell one shape from another
+    size_sources: tuple[SizeSource, ...]  # for the symbols in the templates; together they determine every shape
 
     @classmethod
     def of(cls, templates: Sequence[Tensor], inputs: Sequence[Any]) -> "BufferLayout":
-        """``inputs`` are the fake values of the graph's inputs, which bind the symbols."""
+        """Make the layout of ``templates``; ``inputs`` are the fake values of the graph's inputs, which bind the symbols."""
         sizes = [size for template in templates for size in (*template.shape, *template.stride())]
         needed = {symbol for size in sizes if isinstance(size, SymInt) for symbol in size.node.expr.free_symbols}
         sources: dict[Any, SizeSource] = {}
@@ -77,11 +77,11 @@ class BufferLayout:
         )
 
     def num_bytes(self, args: Sequence[Argument]) -> int:
-        """What ``allocate`` would take for a call with ``args``."""
+        """The bytes that ``allocate`` would take for a call with ``args``."""
         return sum(prod(shape) * dtype.itemsize for shape, _, dtype, _ in self._concrete(args))
 
     def allocate(self, args: Sequence[Argument]) -> list[Tensor]:
-        """Zeroed buffers for a call with ``args``. Zero, because the first update reads what it is about to replace."""
+        """Allocate buffers for a call with ``args``, zeroed because the first update reads what it is about to replace."""
         with torch.inference_mode(False):  # ordinary tensors, usable in and out of inference mode
             return [
                 torch.empty_strided(shape, stride, dtype=dtype, device=device).zero_()

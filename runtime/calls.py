@@ -1,4 +1,4 @@
-"""What is known of a compiled graph when it is called: what its inputs tell, and which of them each of its variants takes."""
+"""The facts about a compiled graph that its calls need: the roles of its inputs, and the inputs that each variant takes."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,13 +18,13 @@ from taylorseer_fx.runtime.scope import Reading
 
 @dataclass(frozen=True)
 class GraphInfo:
-    """What the runtime has to know of a compiled graph: its number, and what its inputs tell of a call."""
+    """A compiled graph as the runtime sees it: its number, and the roles of its inputs."""
 
     number: int
     inputs: CallInputs
 
     def call(self, args: Sequence[Argument]) -> GraphCall:
-        """What the clock is told of a call with ``args``."""
+        """The description of a call with ``args`` for the clock."""
         inputs = self.inputs
         return GraphCall(
             site=id(args[inputs.weight]) if inputs.weight is not None else ("graph", self.number),
@@ -38,7 +38,7 @@ class GraphInfo:
 
 @dataclass(frozen=True)
 class CompiledVariant:
-    """A compiled step kind. ``pick`` takes its inputs from all inputs, coefficients and buffers; ``captured`` runs it so."""
+    """A compiled step kind. ``pick`` selects its inputs from all inputs, coefficients and buffers; ``captured`` runs captures."""
 
     run: BoxedCallable
     pick: Callable[[Sequence[Any]], Sequence[Any]]
@@ -46,7 +46,7 @@ class CompiledVariant:
 
 
 def picker(positions: Sequence[int]) -> Callable[[Sequence[Any]], Sequence[Any]]:
-    """The items at ``positions``, as a sequence whatever their number."""
+    """Make a function that returns the items at ``positions``, as a sequence whatever their number."""
     if len(positions) == 1:
         return lambda items: (items[positions[0]],)
     return itemgetter(*positions) if positions else lambda _: ()
@@ -56,9 +56,9 @@ _MANY = 256  # elements; from here on the extremes are taken by torch, not by Py
 
 
 def read_time(tensors: Sequence[Any]) -> Reading:
-    """Largest and smallest value of each candidate for the time: numbers that change when any step is taken, whatever the batch.
+    """The largest and the smallest value of each candidate for the time, which change with every step, whatever the batch.
 
-    Waits for the device once, however many of them are there.
+    Waits for the device once, however many candidates are there.
     """
     there = [i for i, tensor in enumerate(tensors) if tensor.device.type != "cpu"]
     if len(there) > 1:

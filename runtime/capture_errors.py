@@ -1,4 +1,4 @@
-"""Which operator a capture failed at, from the traceback: the line of generated code that was being run."""
+"""Find the operator that a capture failed at: the line of generated code in the traceback."""
 
 import linecache
 import traceback
@@ -10,7 +10,7 @@ _TORCH = str(Path(torch.__file__).parent)
 
 
 def describe_failure(error: BaseException) -> str:
-    """One line: the failed line of the graph's code (FX's or Inductor's), and what was raised there."""
+    """Describe a failure in one line: the failed line of the graph's code (FX's or Inductor's), and the error raised there."""
     what = str(error).strip().splitlines()
     reason = f"{type(error).__name__}: {what[0]}" if what else type(error).__name__
     line = _failed_line(error)
@@ -18,7 +18,7 @@ def describe_failure(error: BaseException) -> str:
 
 
 def _failed_line(error: BaseException) -> str:
-    """Of the first frame below ours that is not torch's: the generated code, whatever it calls in turn."""
+    """The line of the first frame below ours that is not torch's: the generated code, whatever it calls in turn."""
     frames = list(traceback.walk_tb(error.__traceback__))
     ours = [i for i, (frame, _) in enumerate(frames) if str(frame.f_globals.get("__name__", "")).startswith("taylorseer_fx.")]
     for frame, number in frames[ours[-1] + 1 :] if ours else ():

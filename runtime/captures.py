@@ -1,4 +1,4 @@
-"""A capture and what one is looked up by: the form of every input, and the addresses of those that are static."""
+"""A capture, and the key that it is looked up by: the form of every input, and the addresses of the static ones."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,7 +13,7 @@ ShapeKey = tuple[Any, ...]
 
 
 def form(value: Any) -> Any:
-    """What of an input is baked into a capture: all of an integer, and of a tensor all but its elements and its address."""
+    """The part of an input that a capture fixes: an integer's value; a tensor's shape, strides and dtype."""
     return (value.shape, value.stride(), value.dtype) if isinstance(value, Tensor) else value
 
 
@@ -21,7 +21,7 @@ def form(value: Any) -> Any:
 class Capture:
     """One capture of a variant, over the static inputs that it was called with and over staging memory.
 
-    ``addresses`` has one entry an input, None for those that are not static; ``forms`` has one a static input.
+    ``addresses`` has one entry per input, None for those that are not static; ``forms`` has one per static input.
     """
 
     graph: Graph
@@ -45,11 +45,11 @@ class Capture:
         return same_addresses(inputs, self.addresses, self.static)
 
     def moved(self, inputs: list[Any]) -> list[int]:
-        """Positions of the static inputs that lie elsewhere now."""
+        """The positions of the static inputs that have moved."""
         return [i for i in self.static if inputs[i].data_ptr() != self.addresses[i]]
 
     def check(self, inputs: list[Any]) -> None:
-        """Raises AssertionError unless all is as it was captured: for debugging, since the caller has looked already."""
+        """Raise AssertionError unless all is as it was captured: for debugging, since the caller has looked already."""
         assert not self.moved(inputs), f"static inputs {self.moved(inputs)} are not where they were captured"
         changed = [i for i, was in zip(self.static, self.forms, strict=True) if form(inputs[i]) != was]
         assert not changed, f"static inputs {changed} have other shapes, strides or dtypes than were captured"
@@ -58,7 +58,7 @@ class Capture:
 
 @dataclass
 class ShapeEntry:
-    """What a variant has for one set of input forms; ``obstacle`` says why it is captured no more."""
+    """The captures of a variant for one set of input forms; ``obstacle``: the reason why it is no longer captured."""
 
     threads: set[int] = field(default_factory=set)  # that ran it as compiled
     staging: Staging | None = None

@@ -20,7 +20,7 @@ from taylorseer_fx.runtime.told_steps import ToldSteps
 
 @dataclass(frozen=True)
 class GraphCall:
-    """What the clock is told of one call of a graph: the place in the model, the graph's number, and how to read the candidates
+    """The description of one call of a graph: the place in the model, the graph's number, and how to read the candidates
     for the time (None where it has none), the conditioning and the samples. ``has_time``: a time is among the candidates for
     certain; else forwards of a named stream are counted.
     """
@@ -34,7 +34,7 @@ class GraphCall:
 
 
 class Source(enum.Enum):
-    """Where a track's time comes from."""
+    """The source of a track's time."""
 
     STEP = "the step that the caller gave"
     INDEX = "the step index of the pipeline's scheduler"
@@ -84,7 +84,7 @@ class _Track:
         return Tick((None, stream.number), stream.generation, stream.step, execute)
 
     def take_back(self) -> None:
-        """The forward that was entered last is none."""
+        """Undo the last ``enter``, whose call was refused."""
         self.forward, self.last_forward = self.before
 
     def repeats(self, call: ForwardCall) -> bool:
@@ -95,7 +95,7 @@ class _Track:
         return self.streams is not None and self.streams.num_calls > MAX_STREAMS
 
     def take_for_time(self, reading: Reading) -> None:
-        """The model's first forward: the graph that takes the timestep was compiled after those that lead."""
+        """Take the timestep as the time, in the model's first forward: its graph was compiled after those that lead."""
         assert self.streams is not None
         self.source = Source.TIMESTEP
         self.streams.movement.directions.clear()
@@ -103,7 +103,7 @@ class _Track:
             stream.last = replace(stream.last, reading=reading)
 
     def forget(self, run: Run | None = None) -> None:
-        """What comes next is a new generation, in ``run``."""
+        """Let the next call begin a new generation, in ``run``."""
         if self.streams is not None:
             self.generation = self.streams.generation
         self.streams = self.forward = self.last_forward = None
@@ -125,10 +125,10 @@ def _nothing(_topic: str, _message: str) -> None:
 
 @dataclass
 class Clock:
-    """One a backend; a track for every named scope and one for calls outside any. Never waits for a device by itself.
+    """The clock of a backend: a track per named scope and one for calls outside any. Never waits for a device by itself.
 
     ``has_time_inputs``: some graph of the model was found to take the timestep, so that graphs which do not wait for it.
-    ``num_forwards``: begun so far, in all scopes. ``notify`` is told once where calls cannot be told apart.
+    ``num_forwards``: begun so far, in all scopes. ``notify`` is called once if calls cannot be told apart.
     """
 
     notify: Callable[[str, str], None] = _nothing
@@ -141,16 +141,16 @@ class Clock:
         """Account for one call of a graph.
 
         Args:
-            call: the place in the model that is called, and how to read what tells its stream and step. With a step in ``scope``,
+            call: the place in the model that is called, and how to read its stream and step. With a step in ``scope``,
                 no timestep is read.
-            scope: what the caller said, if anything.
-            is_needed: the tick is asked for now; else it may wait for what later calls of the forward tell.
+            scope: the caller's own stream and step, if given.
+            is_needed: the tick is needed now; else it may wait for later calls of the forward.
 
         Returns:
-            The tick of the forward that the call is part of, None while nothing tells its step; and the call's role in it.
+            The tick of the forward that the call is part of, None while its step is not known; and the call's role in it.
 
         Raises:
-            StreamStepError: the step that the user gave is none that the stream can go on with. The call is not accounted for.
+            StreamStepError: the user's step does not follow the stream's last one. The call is not counted.
         """
         track = self._tracks.setdefault(scope.name if scope is not None else None, _Track())
         run = scope.run if scope is not None else None
@@ -192,7 +192,7 @@ class Clock:
             raise
 
     def _settle(self, track: _Track, forward: Forward) -> None:
-        """Give a forward its tick, as far as its calls so far tell."""
+        """Give a forward its tick, as far as its calls so far determine it."""
         scope = forward.scope
         timed = self._read(track, forward) if not forward.is_settled else None
         if timed is None:
@@ -227,12 +227,12 @@ class Clock:
         return Source.COUNT, ((float(track.count),),)
 
     def time_taken(self) -> tuple[int, ...]:
-        """Indices of the candidates for the time that were seen to move in the generations at hand."""
+        """The indices of the candidates for the time that were seen to move in the generations at hand."""
         tracks = [track for track in self._tracks.values() if track.source is Source.TIMESTEP and track.streams is not None]
         return tuple(sorted({i for track in tracks if track.streams for i in track.streams.movement.directions}))
 
     def abandon(self, scope: Scope | None) -> None:
-        """A call failed: what comes next in this scope is a new generation, with a number of its own, since states remain."""
+        """Note a failed call: the next one in this scope begins a generation with a number of its own, since states remain."""
         track = self._tracks.get(scope.name if scope is not None else None)
         if track is not None:
             track.forget(track.run)
@@ -245,8 +245,8 @@ class Clock:
 
 
 _ALIKE = (
-    "several calls at one timestep could not be told apart: they are given the same conditioning, or one that is made anew for "
-    "every call, so they may be guidance, windows of one sample, or steps. Such calls are executed in full. Name them, "
-    "`with backend.stream('cond'): model(...)`, or let the pipeline do so, `backend.attach(pipe)`; or pass the same tensors at "
+    "several calls at one timestep could not be told apart, so they run in full: their conditioning is the same, or is made anew "
+    "for every call. They may be guidance, windows of one sample, or further steps. Name them, "
+    "`with backend.stream('cond'): model(...)`; or attach the pipeline, `backend.attach(pipe)`; or pass the same tensors at "
     "every step."
 )

@@ -2,8 +2,8 @@
 
     recursion   D_0' = F,  D_(i+1)' = (D_i' - D_i) / gap           forecast = sum_i distance**i / i! * D_i
 
-All of it is linear in the features of the last full steps, so what distinguishes one step from another is a handful of numbers.
-Which numbers depends on what the buffers hold (``passes/taylor.py``): the differences themselves, or snapshots of the feature at
+All of it is linear in the features of the last full steps, so one step differs from another in a handful of numbers. These depend
+on the contents of the buffers (``passes/taylor.py``): the differences themselves, or snapshots of the feature at
 the last full steps, of which every difference is a combination. (TaylorSeer, arXiv 2503.06923, and its official code for the
 start-up rule.)
 """
@@ -14,18 +14,18 @@ from math import factorial
 from typing import Protocol
 
 Row = tuple[float, ...]
-Terms = Callable[[int, int, int], Row]  # (order, formed, distance): what each difference is multiplied by
+Terms = Callable[[int, int, int], Row]  # (order, formed, distance): the factor of each difference
 
 
 class History(Protocol):
-    """What a stream's buffers hold after some full steps, as far as the host must know. Immutable."""
+    """The contents of a stream's buffers after some full steps, as far as the host needs them. Immutable."""
 
     def after_full(self, step: int, gap: int, warmup: int) -> "History":
         """The history after one more full step, ``gap`` steps after the last."""
         ...
 
     def update_coefficients(self, gap: int) -> Row:
-        """What the graph of the full step that led here is given; empty where it needs nothing."""
+        """The numbers that the graph of the full step that led here takes; empty if it takes none."""
         ...
 
     def forecast_coefficients(self, distance: int) -> Row:
@@ -34,9 +34,9 @@ class History(Protocol):
 
 
 def formed_after(formed: int, step: int, warmup: int, order: int) -> int:
-    """Highest order that exists after the full step ``step``, given the highest before it (-1: none).
+    """The highest order that exists after the full step ``step``, given the highest before it (-1: none).
 
-    One more order a full step; but the official code forms no derivative at steps ``<= warmup - 2``.
+    One more order per full step; but the official code forms no derivative at steps ``<= warmup - 2``.
     """
     return min(formed + 1, order) if step > warmup - 2 else 0
 

@@ -1,12 +1,12 @@
-"""Read what a call is conditioned on, without waiting for a device: which tensors it is given, and small values on the host.
+"""Read the conditioning of a call without waiting for a device: the identity of its tensors, and small values on the host.
 
-A pipeline gives the same prompt to every step, so the tensors that come again tell which calls belong together:
+A pipeline gives the same prompt to every step, so tensors that recur identify the calls that belong together:
 
     step 0:  model(x0, t0, cond)   model(x0, t0, uncond)        two streams
-    step 1:  model(x1, t1, cond)   model(x1, t1, uncond)        each known by the tensor that comes again
+    step 1:  model(x1, t1, cond)   model(x1, t1, uncond)        each identified by its recurring tensor
 
-A tensor comes again where its memory, its place in it and its version are the same. Conditioning that is made anew for every
-call, on a device, tells nothing.
+A tensor recurs if its storage, its offset there and its version are the same. Conditioning that is made anew on a device for
+every call identifies nothing.
 """
 
 from collections.abc import Mapping, Sequence
@@ -47,8 +47,8 @@ Conditioning = Mapping[Key, Content]
 
 
 def content_of(tensor: Tensor, is_part: bool = False) -> Content | None:
-    """What ``tensor`` says; None where it has no storage to know it by. Within a model (``is_part``) floating-point numbers are
-    what was computed on the way, new in every step.
+    """The content of ``tensor``; None if it has no storage to identify it by. Within a model (``is_part``) floating-point numbers
+    are intermediate results, new in every step.
     """
     few = FEW_INTEGERS if not tensor.is_floating_point() else 0 if is_part else FEW_FLOATS
     if tensor.device.type == "cpu" and tensor.numel() <= few:
@@ -58,7 +58,7 @@ def content_of(tensor: Tensor, is_part: bool = False) -> Content | None:
 
 
 def identity_of(tensor: Tensor) -> Held | None:
-    """``tensor`` as an object, whatever its values."""
+    """The identity of ``tensor`` as an object, whatever its values."""
     try:
         storage = StorageWeakRef(tensor.untyped_storage())  # type: ignore[no-untyped-call]
     except (NotImplementedError, RuntimeError):  # sparse tensors, some subclasses
@@ -68,8 +68,8 @@ def identity_of(tensor: Tensor) -> Held | None:
 
 
 def read_conditioning(number: int, args: Sequence[Any], inputs: CallInputs) -> dict[Key, Content]:
-    """What the inputs of graph ``number`` say; of the samples, which change with every step, just which part of a larger tensor
-    each is (a window of the latents).
+    """The contents of the inputs of graph ``number``; for samples, which change with every step, only the part of a larger
+    tensor that each is (a window of the latents).
     """
     found: dict[Key, Content] = {}
     for position in inputs.conditioning:
@@ -83,7 +83,7 @@ def read_conditioning(number: int, args: Sequence[Any], inputs: CallInputs) -> d
 
 @dataclass(frozen=True)
 class Sample:
-    """A sample of a call: its shape, and which tensor it is; None where nothing says that it was not changed in place since."""
+    """A sample of a call: its shape, and its identity, None if it may have been changed in place since."""
 
     shape: tuple[int, ...]
     identity: Held | None
@@ -107,6 +107,6 @@ def still_fits(known: Conditioning, now: Conditioning) -> bool:
 
 
 def in_common(known: Conditioning, now: Conditioning) -> dict[Key, Content]:
-    """What ``now`` shares with ``known``, under the keys of ``now``."""
+    """The part of ``now`` that it shares with ``known``, under the keys of ``now``."""
     there = set(known.values())
     return {key: content for key, content in now.items() if (known[key] == content if key in known else content in there)}

@@ -1,4 +1,4 @@
-"""CUDA graphs for both step kinds: a captured step is one launch, where a compiled one is a launch a kernel.
+"""CUDA graphs for both step kinds: a captured step is one launch, a compiled one a launch per kernel.
 
 Workflow, for each variant (the FULL or the FORECAST graph) and each set of input shapes:
 
@@ -9,9 +9,9 @@ Workflow, for each variant (the FULL or the FORECAST graph) and each set of inpu
    step writes its buffers once, whether capturing succeeds or fails.
 3. Every other call checks the addresses of its static inputs, copies the other inputs, replays, and copies the outputs.
 4. A variant that cannot be captured (known when it was compiled, or found when it was tried) runs as compiled for those shapes;
-   the operator and the reason are said once.
+   the operator and the reason are reported once.
 
-Which inputs are static. Weights are where AOTAutograd says, buffers are ours. Both are read and written where they are; all
+Static inputs. AOTAutograd reports which inputs are weights, and the buffers are ours. Both are read and written in place; all
 else is copied: latents, embeddings, timesteps, and our coefficients, so that interval, gaps and orders stay data. Integer
 inputs are part of the key, for their values are baked in.
 
@@ -20,28 +20,28 @@ input of the call is at the address that it had, and shapes, strides, dtypes and
 that the buffers' shapes depend on are part of the key too. Then it does what the compiled variant would do with these inputs,
 whatever was freed, moved or allocated anew in between: a buffer of a later generation that happens to lie where an earlier one
 lay is right to be used. Weights moved or loaded anew (LoRA, offload, ``.to()``) lead to another capture. All addresses are
-compared in every call; the logger ``taylorseer_fx`` at DEBUG (``TORCH_LOGS="+taylorseer_fx"``) says besides which input moved,
+compared in every call; the logger ``taylorseer_fx`` at DEBUG (``TORCH_LOGS="+taylorseer_fx"``) reports besides which input moved,
 and checks at every replay shapes, strides and dtypes of the static inputs and that staging memory is where it was.
 
 Snapshots take turns: a full step writes over the oldest. A forecast reads the buffers in fixed places, and the coefficients take
 turns in their stead, so one capture serves all forecasts of a stream. It adds in another order after each turn, with and without
 CUDA graphs alike; a generation begins in the places of the one before, so the same step of each rounds the same. A full step
-writes to another place each time, and needs ``order + 1`` captures, unless the newest snapshot were copied about. What captures
-cost is the time to make them; their memory is that of the largest, since each allocates from what the one before left in the
+writes to another place each time, and needs ``order + 1`` captures, unless the newest snapshot were copied about. Captures
+cost the time to make them; their memory is that of the largest, since each allocates from what the one before left in the
 pool.
 
 Why not Inductor's CUDA graph trees (``torch/_inductor/cudagraph_trees.py``), which come with ``mode="reduce-overhead"``? They
 guard outputs instead of copying them: a model output that a multistep scheduler keeps is invalid at the next step (an error,
-pytorch #152887, #160281). What may be written in place is decided for each path through the tree of graphs, and ours alternates
+pytorch #152887, #160281). They decide for each path through the tree of graphs what may be written in place, and ours alternates
 between two graphs in an order that the schedule decides. A static input at another address is taken for unexpected: it records
 anew under every path, and past a limit gives up for that function, while for us turns of the buffers are the rule. Here two
 flat tables do, since both graphs take and leave everything in memory that we own.
 
-What it costs. The outputs twice, in bytes and in one small kernel more; the staging memory; and until ``reset()``, a VAE that
+Costs. The outputs twice, in bytes and in one small kernel more; the staging memory; and until ``reset()``, a VAE that
 runs after the model cannot use the working memory of a step, which is the pool's, nor the buffers of the last run, which are
 kept for the next one (``runtime/state.py``).
 
-What it does not do. It captures no variant with an input on the CPU, on several devices, or with an operator whose output's
+Limits. It captures no variant with an input on the CPU, on several devices, or with an operator whose output's
 shape depends on data. It does not capture while the caller captures (the variant then runs into the caller's graph). Nothing is
 captured across devices or shared between backends. Captures are made one at a time.
 """
@@ -65,15 +65,15 @@ from taylorseer_fx.runtime.staging import Staging
 log = logging.getLogger(__name__)
 
 MIN_LIMIT = 32  # captures that a backend keeps, however few streams it has
-MAX_WASTED = 8  # captures of a variant thrown away unused, one after the other, before it is captured no more
+MAX_WASTED = 8  # captures of a variant thrown away unused, in a row, before it is no longer captured
 
 Sizes = tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class CapturePlan:
-    """What compiling found out about capturing a variant: which of its inputs stay in place (weights and buffers) and which do
-    not, the device, and what is in the way.
+    """The facts about capturing a variant, found when it was compiled: its inputs that stay in place (weights and buffers) and
+    those that do not, its device, and the obstacle, if any.
     """
 
     static: tuple[int, ...]
@@ -87,8 +87,8 @@ class CudaGraphs:
 
     Args:
         api: how to capture.
-        notify: says something once a topic.
-        num_states: the most streams' states that were alive at once, each of which needs ``captures_a_state``.
+        notify: issues a warning, once per topic.
+        num_states: returns the most streams' states that were alive at once, each of which needs ``captures_a_state`` captures.
     """
 
     def __init__(
@@ -102,7 +102,9 @@ class CudaGraphs:
         self._uses = itertools.count()
 
     def wrap(self, name: str, run: BoxedCallable, plan: CapturePlan) -> "CapturedVariant | None":
-        """What runs a variant by captures; None where it runs as it is, which is said unless it is on no device of ours."""
+        """Wrap a variant so that it runs by captures. Returns None if it runs uncaptured, with a warning unless it is simply on
+        another kind of device.
+        """
         if plan.device is None or plan.device.type != self.api.device_type:
             return None
         variant = CapturedVariant(self, name, run, plan, plan.device)
@@ -134,11 +136,11 @@ class CudaGraphs:
         return sum(len(variant.captures()) for variant in self._variants)
 
     def describe(self) -> tuple[str, ...]:
-        """A line a variant, for people."""
+        """One line per variant, for people."""
         return tuple(variant.describe() for variant in self._variants)
 
     def note_capture(self, capture: Capture) -> None:
-        """One more; the ones that were not used for longest are dropped, down to the limit."""
+        """Record a new capture, and drop the least recently used ones above the limit."""
         capture.last_used = next(self._uses)
         self.num_captures += 1
         kept = [(variant, *entry) for variant in self._variants for entry in variant.captures()]
@@ -161,7 +163,7 @@ class CapturedVariant:
         self.shapes: dict[ShapeKey, ShapeEntry] = {}
 
     def __call__(self, inputs: list[Any], sizes: Sizes = ()) -> Sequence[Any]:
-        """As the variant itself, in torch's boxed convention; ``sizes`` are those that its buffers depend on."""
+        """Run the variant, in torch's boxed convention; ``sizes`` are those that its buffers depend on."""
         if self._api.is_capturing(self._device):
             return self._run(inputs)
         with self._graphs.lock:
@@ -182,7 +184,7 @@ class CapturedVariant:
         self.shapes.clear()
 
     def release(self, addresses: frozenset[int]) -> None:
-        """Drop the captures whose buffers were at these addresses; what their staging memory was for may be called again."""
+        """Drop the captures whose buffers were at these addresses, and staging memory that no capture is left for."""
         if not any(anchor in addresses for _, _, anchor in self.captures()):
             return
         self._api.finish(self._device)
@@ -194,14 +196,14 @@ class CapturedVariant:
         return [(capture, key, anchor) for key, shape in self.shapes.items() for anchor, capture in shape.captures.items()]
 
     def discard(self, key: ShapeKey, anchor: int) -> None:
-        """Drop a capture that was not used for long; with the last one of its shapes goes the staging memory."""
+        """Drop a capture that was not used for long; the last one of its shapes takes the staging memory with it."""
         shape = self.shapes[key]
         self._drop(shape, anchor)
         if not shape.captures:
             shape.staging = None
 
     def describe(self) -> str:
-        """For people: how many captures there are, or why there are none."""
+        """Describe for people how many captures there are, or why there are none."""
         obstacles = dict.fromkeys(filter(None, (self._obstacle, *(shape.obstacle for shape in self.shapes.values()))))
         count = len(self.captures())
         made = [f"{count} capture{'' if count == 1 else 's'}"] if count or not obstacles else []
@@ -211,7 +213,7 @@ class CapturedVariant:
         self._graphs.notify(f"CUDA graph of {self._name}: {obstacle}", _NOT_CAPTURED.format(name=self._name, obstacle=obstacle))
 
     def _anchor(self, inputs: list[Any]) -> int:
-        """What tells one stream's captures from another's: where the last static input is, a buffer if there are any."""
+        """The key of one stream's captures: the address of the last static input, a buffer if there are any."""
         return int(inputs[self._static[-1]].data_ptr()) if self._static else 0
 
     def _find(self, shape: ShapeEntry, inputs: list[Any]) -> Capture | None:
@@ -234,7 +236,7 @@ class CapturedVariant:
         return outputs
 
     def _capture(self, shape: ShapeEntry, inputs: list[Any]) -> Capture | None:
-        """A new capture over ``inputs``, with the others in its staging memory; None where it cannot be made."""
+        """Make a capture over ``inputs``, with the others in its staging memory. Returns None if it cannot be made."""
         if shape.obstacle:
             return None
         try:
@@ -277,11 +279,11 @@ class CapturedVariant:
 
 
 _NOT_CAPTURED = (
-    "{name} runs as compiled, without a CUDA graph, at the cost of a launch a kernel, since {obstacle}. cuda_graphs=False does "
-    "without CUDA graphs altogether, and without this warning."
+    "{name} runs as compiled, without a CUDA graph (one launch per kernel), because {obstacle}. Pass cuda_graphs=False to do "
+    "without CUDA graphs and this warning."
 )
 
 _CHURN = (
-    "its weights or buffers were at other addresses at almost every call, as with offloading: {count} captures one after the "
-    "other were thrown away unused"
+    "its weights or buffers were at other addresses at almost every call, as with offloading: {count} captures in a row were "
+    "thrown away unused"
 )

@@ -25,7 +25,7 @@ from taylorseer_fx.runtime.ticks import Role, Tick
 
 
 class Observer:
-    """Stands for a graph without regions: runs it as it is, but tells the clock, since it may lead a forward or take the time."""
+    """A graph without regions: runs as it is, but reports to the clock, since it may lead a forward or take the time."""
 
     _boxed_call = True
 
@@ -50,7 +50,7 @@ class Observer:
 
 
 class Dispatcher:
-    """What stands for one compiled graph: called with its inputs, in torch's boxed convention (the list is emptied)."""
+    """A compiled graph with regions: called with its inputs, in torch's boxed convention (the list is emptied)."""
 
     _boxed_call = True
 
@@ -117,14 +117,14 @@ class Dispatcher:
         buffers: list[Tensor],
         layout: Layout,
     ) -> Sequence[Any]:
-        """``coefficients``: of the polynomial, and reciprocal gaps, as far as this kind of step is given them."""
+        """Run ``variant``; ``coefficients``: of the polynomial, and reciprocal gaps, as far as this kind of step takes them."""
         tensors = [self._tensor(row) if row else None for row in coefficients[: self._num_coefficients]]
         inputs = list(variant.pick((*args, *tensors, *buffers)))
         args.clear()
         return variant.run(inputs) if variant.captured is None else variant.captured(inputs, layout[1])
 
     def _tensor(self, values: Row) -> Tensor:
-        """A small tensor of coefficients. Few distinct ones exist, so each is made once, for each stream of the device."""
+        """A small tensor of coefficients. Few distinct ones exist, so each is made once per CUDA stream."""
         key = self._current_stream(), values
         tensor = self._coefficients.get(key)
         if tensor is None:
@@ -152,7 +152,7 @@ class Dispatcher:
         return state
 
     def _begin_or_go_on(self, tick: Tick, old: StreamState | None, layout: Layout, args: list[Argument]) -> StreamState:
-        """A stream's first call here in a generation, or one after Dynamo went over to another graph or other sizes.
+        """The state for a stream's first call here in a generation, or for one after Dynamo took another graph or other sizes.
 
         Where the buffers fit all the same, a generation goes on in them, and a new one begins with them zeroed.
         """
@@ -196,7 +196,7 @@ class Dispatcher:
         return StreamState(generation, step, layout, buffers, history, cuda_streams, schedule)
 
     def _stateless(self, args: list[Argument]) -> StreamState:
-        """No source tells the step: execute, into buffers that are thrown away."""
+        """The state of a call whose step is not known: it executes, into buffers that are thrown away."""
         self._runtime.counters.unforecast_calls += 1
         self._runtime.notify("no step", _NO_STEP)
         return self._begun(0, 0, (0, ()), self._layout.allocate(args), [], Schedule(interval=1))
@@ -206,19 +206,19 @@ _NO_LAYOUT = (-1, ())
 
 _NO_REGIONS = (
     "the model does not compile to one graph, and after a whole forward none of its graphs holds an attention or MLP with its "
-    "residual add: nothing is forecast, every call runs as plain torch.compile would. explain() lists where each graph ends."
+    "residual add, so nothing is forecast and every call runs as with plain torch.compile. explain() lists where each graph ends."
 )
 
 _CHANGED = (
-    "at step {step} of a generation the calls went over to other sizes (the batch, the resolution, a dtype changed) or to a part "
-    "of the model that was not called before: the derivatives start anew, with a warm-up of full steps. Keep these constant "
-    "within a generation to avoid it."
+    "at step {step} of a generation the input sizes changed (batch, resolution or dtype), or a part of the model was called that "
+    "was not called before, so the derivatives were reset and the warm-up of full steps begins again. Keep these constant within "
+    "a generation to avoid it."
 )
 
 _NO_STEP = (
-    "nothing tells one step from the next, so calls are executed in full: no timestep is among the inputs of this graph (nor of "
-    f"one before it in the forward), or the timestep stood still for more than {MAX_STREAMS} forwards. Say the step yourself, "
-    "`with backend.stream('name', step=i): model(...)`, or let the pipeline say it, `backend.attach(pipe)`."
+    "the denoising step could not be determined, so calls run in full: no timestep is among the inputs of this graph (nor of "
+    f"one before it in the forward), or the timestep stood still for more than {MAX_STREAMS} forwards. Give the step, "
+    "`with backend.stream('name', step=i): model(...)`, or attach the pipeline, `backend.attach(pipe)`, which reports it."
 )
 
 

@@ -1,4 +1,4 @@
-"""Ways to forecast a feature from those of the last full steps: each is a row of host numbers, one for each snapshot.
+"""The forecasters: each forecasts a feature from those of the last full steps by a row of host numbers, one per snapshot.
 
     taylor      the recursion of TaylorSeer's official code (``runtime/coefficients.py``; arXiv 2503.06923)
     hermite     its differences, times scaled Hermite polynomials of the distance in place of powers (HiCache, arXiv 2508.16984)
@@ -28,7 +28,7 @@ Fit = Callable[[tuple[int, ...], int, int, int], Row]  # (steps of the snapshots
 
 @dataclass(frozen=True)
 class FittedHistory:
-    """The buffers are the features of the last ``num_buffers`` full steps, newest first; ``steps`` says which those are."""
+    """A history whose buffers are the features of the last ``num_buffers`` full steps, newest first; ``steps`` are these."""
 
     fit: Fit
     order: int

@@ -1,7 +1,7 @@
-"""Which calls of compiled graphs make up one forward of the model.
+"""Group the calls of compiled graphs into forwards of the model.
 
 A model without graph breaks is one graph, and each call of it a forward. A broken one is several, and a graph may serve several
-layers; then a forward is a sequence of *sites*. A site is a place in the model, told by the identity of a weight that the graph
+layers; then a forward is a sequence of *sites*. A site is a place in the model, identified by a weight that the graph
 was called with, so it stays the same when Dynamo recompiles for another shape.
 
     site:     A   B   C   C   A   B   C   C   A ...        A leads; the second C of a forward is the same layer called again
@@ -14,13 +14,13 @@ from taylorseer_fx.runtime.conditioning import Content, Key, Sample
 from taylorseer_fx.runtime.scope import Reading, Scope
 from taylorseer_fx.runtime.ticks import Role, Site, Tick
 
-# Of a forward that never seems to end, since hooks make new weights each time: what it remembers must be bounded.
+# The most sites that a forward remembers, should it never seem to end because hooks make new weights each time.
 MAX_SITES = 10_000
 
 
 @dataclass
 class Forward:
-    """The calls of a forward so far, and what they tell of its stream and step until these are needed; then it is ``settled``."""
+    """The calls of a forward so far, and the evidence for its stream and step until these are needed; then it is settled."""
 
     leader: Site
     scope: Scope | None

@@ -1,5 +1,5 @@
-"""What the runtime asks of CUDA graphs, and what torch.cuda gives. Behind a protocol, so that all above it is tested without a
-GPU.
+"""The interface that the runtime needs for CUDA graphs, and its ``torch.cuda`` implementation. It is a protocol, so that all
+above it is tested without a GPU.
 
 A capture runs Python and enqueues nothing: kernels are noted with the addresses they would have been launched with. Only a
 replay executes them. Every capture of a backend on one device allocates from one pool, so replays must not overlap in time; on
@@ -30,7 +30,7 @@ T = TypeVar("T")
 
 
 def cuda_stream_reader(device: torch.device) -> Callable[[], int]:
-    """Tells one current CUDA stream of ``device`` from another; cheap, and 0 where there are none."""
+    """Make a function that identifies the current CUDA stream of ``device``; cheap, and 0 where there are none."""
     if device.type != "cuda":
         return lambda: 0
     index = device.index
@@ -38,7 +38,7 @@ def cuda_stream_reader(device: torch.device) -> Callable[[], int]:
 
 
 def keep_until_done(tensors: list[Tensor]) -> None:
-    """Freed, the memory of ``tensors`` is used again only after what is enqueued by then on the current CUDA stream, too."""
+    """Keep the memory of ``tensors``, once freed, from reuse until the current CUDA stream has done its work up to then."""
     for tensor in tensors:
         tensor.record_stream(cuda.current_stream(tensor.device))
 
@@ -69,7 +69,7 @@ class GraphApi(Protocol):
         ...
 
     def capture(self, device: torch.device, run: Callable[[], T], make_room: bool) -> tuple[Graph, T]:
-        """What ``run`` does as a graph, and what it returned: tensors in the pool, with nothing in them before a replay.
+        """Capture ``run``. Returns the graph and the result of ``run``: tensors in the pool, empty before a replay.
 
         Whatever ``run`` raises is raised, with the capture ended and the current CUDA stream as it was.
 
@@ -78,7 +78,7 @@ class GraphApi(Protocol):
         ...
 
     def follow(self, device: torch.device) -> None:
-        """What the current CUDA stream does from now on comes after what other CUDA streams did with the pool."""
+        """Make the current CUDA stream wait for what other CUDA streams did with the pool so far."""
         ...
 
     def finish(self, device: torch.device) -> None:
@@ -134,7 +134,7 @@ class CudaGraphApi:
             last.synchronize()  # it came after all others
 
     def _capture(self, device: torch.device, run: Callable[[], T]) -> tuple[Graph, T]:
-        """Not by ``torch.cuda.graph``: where ending a capture fails, that leaves the capturing CUDA stream the current one."""
+        """Capture without ``torch.cuda.graph``, after which the capturing CUDA stream stays current if ending a capture fails."""
         place, current = self._places[device], self.cuda.current_stream()
         if not place.alive:  # of a pool without graphs torch gives the memory back and forgets the handle
             place.side, place.pool = self._new_stream(device), self.cuda.graph_pool_handle()
@@ -175,7 +175,7 @@ class CudaGraphApi:
 
 @contextmanager
 def _no_garbage_collection() -> Iterator[None]:
-    """Collecting may free a graph, an event or pinned memory of somebody else, by calls to CUDA that would spoil the capture."""
+    """Switch garbage collection off: it may free a graph, an event or pinned memory, by CUDA calls that spoil the capture."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:

@@ -1,10 +1,10 @@
-"""Tell the time among the inputs that may be it, by how they move from one step of a stream to the next.
+"""Identify the time among its candidate inputs, by how they move from one step of a stream to the next.
 
     timestep   980 960 940 ... 20 | 980      moves one way; going back begins a generation
-    guidance   3.5 3.5 3.5 ... 3.5| 5.0      never moves within a generation: says nothing of the step
+    guidance   3.5 3.5 3.5 ... 3.5| 5.0      never moves within a generation: is no time
     a scale    7.5 1.0 7.5 ...               alternates: the calls of one stream see no change, so it never counts
 
-Within a generation the time is what moved at a stream's first step. Of several that did, one that turns back while another moves
+Within a generation the time is what moved at a stream's first step. If several did, one that turns back while another moves
 on is no time.
 """
 
@@ -16,7 +16,7 @@ from taylorseer_fx.runtime.scope import Reading, Time
 
 
 class Move(enum.Enum):
-    """How the time of a call stands to that of an earlier one."""
+    """The way that the time moved from an earlier call to this one."""
 
     SAME = enum.auto()
     ON = enum.auto()
@@ -30,13 +30,13 @@ def changes(before: Reading, now: Reading) -> dict[int, int]:
 
 @dataclass
 class Movement:
-    """Which candidates are the time in the generation at hand, each with the way it moves; none before the first step."""
+    """The candidates that are the time in the generation at hand, each with the way it moves; none before the first step."""
 
     directions: dict[int, int] = field(default_factory=dict)
 
     def of(self, before: Reading, now: Reading, may_begin: bool) -> Move:
-        """How the time moved between two calls. ``may_begin``: they are calls of one stream at two steps, so where nothing has
-        moved so far, what differs is the time.
+        """Determine how the time moved between two calls. ``may_begin``: they are calls of one stream at two steps, so where
+        nothing has moved so far, what differs is the time.
         """
         changed = changes(before, now)
         if not self.directions:
@@ -59,18 +59,18 @@ class Movement:
         return tuple(value for i, value in enumerate(reading) if i in self.directions)
 
     def others(self, reading: Reading) -> tuple[Time, ...]:
-        """The candidates that are not the time, which may tell one stream from another."""
+        """The candidates that are not the time, which may distinguish one stream from another."""
         return tuple(value for i, value in enumerate(reading) if i not in self.directions)
 
     def is_untried(self, reading: Reading) -> bool:
-        """After the first move: may it yet have been none? Where the first candidate stood still, another may alternate; and a
+        """May the first move yet turn out to be none? Where the first candidate stood still, another may alternate; and a
         time that rose may be the beginning of a descending run after a lone call, to warm up, say.
         """
         return (0 not in self.directions and len(reading) > 1) or 1 in self.directions.values()
 
     def _turned(self, changed: dict[int, int], now: Reading) -> set[int]:
-        """What turned back. One value for all samples is a surer time than one that differs among them, as noise does; so where
-        that turned, all did.
+        """The candidates that turned back. One value for all samples is a surer time than one that differs among them, as noise
+        does; so where that turned, all did.
         """
         moved = {i for i in changed if i in self.directions}
         turned = {i for i in moved if changed[i] != self.directions[i]}

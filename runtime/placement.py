@@ -1,4 +1,4 @@
-"""Where the full steps stand when only their number is given: close together at first, then ever wider apart.
+"""Place the full steps when only their number is given: close together at first, then ever wider apart.
 
 paper       F F F T T T T T F T T T T T F T T T T T F ...          10 of 50, the paper's
 placed      F T T T F T T T T F T T T T F T T T T F ...            10 of 50, ``speedup=5``
@@ -21,14 +21,14 @@ MARGIN = 0.35  # of a gap: how far behind the last full step the run would have 
 class Placement:
     """A schedule for each length of a run, with ``ceil(num_steps / speedup)`` full steps.
 
-    ``num_steps``: the length of a run that nothing else tells.
+    ``num_steps``: the length of a run for which nothing else gives it.
     """
 
     speedup: float
     num_steps: int | None = None
 
     def for_run(self, num_steps: int | None, first_step: int = 0) -> Schedule:
-        """The schedule for what a run of ``num_steps`` steps has from ``first_step`` on.
+        """The schedule for the steps of a run of ``num_steps`` from ``first_step`` on.
 
         Raises:
             ConfigError: the number of steps is not known.
@@ -46,14 +46,14 @@ class Placement:
 
 @dataclass(frozen=True)
 class Listed:
-    """One list, found for runs of ``num_steps`` steps; ``otherwise`` gives the schedule of a run of another length, or raises."""
+    """A list found for runs of ``num_steps`` steps; ``otherwise`` gives the schedule of a run of another length, or raises."""
 
     full_steps: tuple[int, ...]
     num_steps: int
     otherwise: Callable[[int], Schedule | Placement]
 
     def for_run(self, num_steps: int | None, first_step: int = 0) -> Schedule:
-        """The schedule for what a run has from ``first_step`` on; of a run of unknown length, that of the list."""
+        """The schedule for the steps of a run from ``first_step`` on; for a run of unknown length, that of the list."""
         if num_steps is not None and num_steps != self.num_steps:
             return self.otherwise(num_steps).for_run(num_steps, first_step)
         first_step = min(first_step, self.num_steps - 1)
@@ -91,6 +91,6 @@ def place(
 AnySchedule = Schedule | Placement | Listed
 
 _UNKNOWN = (
-    "The place of the full steps depends on the length of the run. Attach the pipeline, `backend.attach(pipe)`, which tells it "
+    "The place of the full steps depends on the length of the run. Attach the pipeline, `backend.attach(pipe)`, which reports it "
     "at the beginning of each run, or give it: `taylorseer_backend(speedup=..., num_steps=50)`."
 )

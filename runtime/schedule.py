@@ -1,4 +1,4 @@
-"""Which steps execute and which forecast: a pure function of the step index."""
+"""Decide which steps execute and which forecast, as a pure function of the step index."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -6,12 +6,12 @@ from functools import cached_property
 
 @dataclass(frozen=True)
 class Schedule:
-    """Full at steps ``0 .. warmup-1``, then every ``interval`` steps after ``warmup - 1``; or at exactly ``full_steps``.
+    """The full steps: ``0 .. warmup-1``, then every ``interval`` steps after ``warmup - 1``; or exactly ``full_steps``.
 
     For 50 steps, interval 5 and warm-up 3: full at 0, 1, 2, 7, 12, ..., 47 (METHOD of TaylorSeer's official FLUX code).
 
     A run longer than an explicit list goes on with the list's last gap: ``[0, 1, 4, 8]`` is full at 12, 16, ... too. A list of
-    one step has no gap, and tells nothing about those that follow: they are all full. ``num_steps``: the length of the run that
+    one step has no gap, so all steps that follow are full. ``num_steps``: the length of the run that
     the list was made for, which may end long after the list does; None where that is not known.
     """
 
@@ -21,7 +21,7 @@ class Schedule:
     num_steps: int | None = None
 
     def for_run(self, num_steps: int | None, first_step: int = 0) -> "Schedule":  # noqa: ARG002
-        """The same for a run of any length."""
+        """Return this schedule, which is the same for a run of any length."""
         return self
 
     @cached_property
@@ -30,7 +30,7 @@ class Schedule:
 
     @cached_property
     def warmup_steps(self) -> int:
-        """Length of the leading run of full steps: what the start-up rule of the derivatives counts from."""
+        """The length of the leading run of full steps, which the start-up rule of the derivatives counts from."""
         if self.full_steps is None:
             return self.warmup
         return next((i for i, step in enumerate(self.full_steps) if step != i), len(self.full_steps))
@@ -54,13 +54,13 @@ class Schedule:
         return step < self.warmup or (step - self.warmup + 1) % self.interval == 0
 
     def beyond_text(self, step: int) -> str:
-        """What to say when a run comes by ``step``, beyond the list."""
+        """The warning for a run that reaches ``step``, beyond the list."""
         assert self.full_steps is not None
         rate = "every step" if self._last_gap == 1 else f"one step in {self._last_gap}"
         if self.num_steps is not None:
             return (
                 f"the run came to step {step}, but the full steps were placed for {self.num_steps} steps. From here on {rate} is "
-                "executed. Give num_steps for the length of this run, or attach the pipeline, which tells it."
+                "executed. Give num_steps for the length of this run, or attach the pipeline, which reports it."
             )
         return (
             f"the run came to step {step}, but full_steps ends at {self.full_steps[-1]}: it seems to be meant for a shorter run. "
@@ -69,7 +69,7 @@ class Schedule:
         )
 
     def all_full_text(self, num_steps: int) -> str:
-        """What to say of a run of ``num_steps`` steps in which nothing is forecast though that was wanted; else ""."""
+        """The warning for a run of ``num_steps`` steps in which nothing is forecast though that was wanted; else ""."""
         all_full = len(self.full_steps_of(num_steps)) == num_steps
         if num_steps < 2 or not all_full or (self.full_steps is None and self.interval == 1) or self.num_steps is not None:
             return ""

@@ -1,4 +1,4 @@
-"""What the caller says about its calls: the stream they belong to, perhaps the step, perhaps the pipeline run they are part of.
+"""The caller's own account of its calls: their stream, and perhaps their step and the pipeline run that they are part of.
 
 Scopes nest, and their names join: ``with backend.stream("request-7")`` around a pipeline whose model is called in
 ``cache_context("cond")`` makes the stream ``request-7/cond``.
@@ -30,7 +30,7 @@ class StepIndex:
         self._last, self._agreed = None, 0
 
     def compare(self, time: Reading) -> None:
-        """A call at ``time``: did the index move with it?"""
+        """Compare, for a call at ``time``, whether the index moved with it."""
         index, last = self.read(), self._last
         if last is not None and self.trusted is None:
             if (index != last[0]) != (time != last[1]):
@@ -47,7 +47,7 @@ class StepIndex:
 class Run:
     """One run of an attached pipeline: a generation.
 
-    ``num_steps``: its length, as soon as that is known; ``step``: the latest that any of its streams came to.
+    ``num_steps``: its length, as soon as that is known; ``step``: the latest that any of its streams reached.
     """
 
     index: StepIndex
@@ -57,11 +57,11 @@ class Run:
 
 @dataclass(frozen=True, eq=False)
 class Scope:
-    """What holds inside one ``with``; ``step`` None leaves the step to the clock.
+    """The caller's account inside one ``with``; ``step`` None leaves the step to the clock.
 
-    ``is_stream``: its forwards are those of one stream, so that where nothing else tells the step, each is a step. Not so for a
+    ``is_stream``: its forwards are those of one stream, so that each is a step where nothing else gives the step. Not so for a
     whole pipeline run, which may hold a conditional and an unconditional call a step. ``told_by``: the name of the block in which
-    the user gave the step, so that each step there must follow the one before; None for a step that a pipeline tells.
+    the user gave the step, so that each step there must follow the one before; None for a step that a pipeline reports.
     """
 
     name: str
@@ -93,7 +93,7 @@ def _nothing(_scope: Scope) -> None:
 class ScopeVariable:
     """The scope of the running thread or task; another thread's scope is never seen.
 
-    ``on_open`` is told of each scope that is entered, before it is, and may refuse by an exception; ``on_close`` of each left.
+    ``on_open`` is called before each scope is entered, and may refuse it by an exception; ``on_close`` after each is left.
     """
 
     def __init__(self, on_open: Callable[[Scope], None] = _nothing, on_close: Callable[[Scope], None] = _nothing) -> None:
@@ -115,8 +115,8 @@ class ScopeVariable:
             self._on_close(entered)
 
     def begin(self, scope: Scope) -> Callable[[], None]:
-        """Enter ``scope`` and return what leaves it. Leaving twice does nothing, and leaving it after another scope was entered
-        leaves that as it is.
+        """Enter ``scope`` and return a function that leaves it. Leaving twice does nothing, and leaving it after another scope
+        was entered leaves that as it is.
         """
         outer = self._current.get()
         entered = scope.inside(outer)

@@ -1,4 +1,4 @@
-"""Around a capture, whose addresses are fixed: fixed memory that inputs are copied into, and copies of outputs that stay.
+"""Static input memory for a capture, and copies of its outputs that outlive the next replay.
 
 Tensors of one type are copied by one operator (``_foreach_copy_``), since a call has some ten of them and each launch is host
 time.
@@ -19,7 +19,7 @@ from taylorseer_fx.compat import foreach_copy_
 class Staging:
     """Static memory for the tensor inputs at some positions, shared by every capture of a variant for one set of shapes.
 
-    Of an expanded dimension one element is copied, as there is but one.
+    An expanded dimension is copied as the one element that it is.
     """
 
     tensors: dict[int, Tensor]
@@ -44,7 +44,7 @@ class Staging:
         return [tensor.data_ptr() for tensor in self.tensors.values()]
 
     def placed(self, inputs: Sequence[Any]) -> list[Any]:
-        """``inputs`` with the staged ones replaced."""
+        """The ``inputs`` with the staged ones replaced."""
         return [self.tensors.get(i, value) for i, value in enumerate(inputs)]
 
 
@@ -63,9 +63,9 @@ def _without_expansion(value: Tensor) -> Tensor:
 
 
 class Outputs:
-    """What a capture returned. A replay writes over it, so the caller is given copies; what is no tensor is given as it is.
+    """The outputs of a capture. A replay writes over them, so the caller is given copies; other values are given as they are.
 
-    One storage is copied once, with all outputs that look into it: their aliasing is kept, and so is each one's layout.
+    One storage is copied once, with all outputs that are views of it: their aliasing is kept, and so is each one's layout.
     """
 
     def __init__(self, values: Sequence[Any]) -> None:

@@ -1,4 +1,4 @@
-"""What the graphs of one backend share: the streams and their buffers, the counters, the clock, and when all of it is freed."""
+"""The state that the graphs of one backend share: streams and their buffers, counters, the clock, and when it is freed."""
 
 import sys
 import threading
@@ -32,7 +32,7 @@ def nothing(_: Any) -> None:
 
 @dataclass
 class Counters:
-    """What a backend did so far."""
+    """The counters of a backend since it was made."""
 
     calls: dict[StepKind, int] = field(default_factory=lambda: dict.fromkeys(StepKind, 0))
     unforecast_calls: int = 0
@@ -41,7 +41,7 @@ class Counters:
 
 @dataclass
 class StreamState:
-    """One stream in one place of the model, in one generation; ``layout`` tells the graph and the sizes it was last used with.
+    """One stream in one place of the model, in one generation; ``layout``: the graph and the sizes it was last used with.
 
     ``cuda_streams``: those that its buffers were used on, first the one that they were allocated on. ``turns``: how often a full
     step wrote over the oldest snapshots, less whole rounds; a generation begins with none, in the same places as the one before.
@@ -66,7 +66,7 @@ class StreamState:
 
 @dataclass
 class Runtime:
-    """What the graphs of one backend share.
+    """The state that the graphs of one backend share.
 
     Where there are captures, buffers outlive the run that they were allocated for: captures are of their addresses, so the next
     run would have to make its own. ``spare`` holds those of the run that ended last, by their place in the model, as states of no
@@ -78,8 +78,8 @@ class Runtime:
     storage: Storage
     notify: Callable[[str, str], None]
     forecaster: str = "taylor"
-    on_run: Callable[[Any], None] = nothing  # told of each run of an attached pipeline, before it begins
-    on_full: "Callable[[StreamState, int], None] | None" = None  # told of each full step, once its features are stored
+    on_run: Callable[[Any], None] = nothing  # called for each run of an attached pipeline, before it begins
+    on_full: "Callable[[StreamState, int], None] | None" = None  # called for each full step, once its features are stored
     limits: StreamLimits = field(default_factory=StreamLimits)
     clock: Clock = field(init=False)
     scopes: ScopeVariable = field(init=False)
@@ -121,13 +121,13 @@ class Runtime:
         return self.last_schedule
 
     def note_peak(self) -> None:
-        """Called after every allocation of buffers."""
+        """Update the peaks, after every allocation of buffers."""
         self.peak_buffer_bytes = max(self.peak_buffer_bytes, self.buffer_bytes)
         self.peak_states = max(self.peak_states, len(self.states))
 
     @property
     def buffer_bytes(self) -> int:
-        """Allocated now, over all streams."""
+        """The bytes allocated now, over all streams."""
         return sum(num_bytes(state.buffers) for state in chain(self.states.values(), *self.spare.values()))
 
     def reset(self) -> None:
@@ -187,7 +187,7 @@ class Runtime:
             self.cuda_graphs.release(addresses)
 
     def make_room(self, needed: int) -> None:
-        """Called before ``needed`` bytes are allocated for the call at hand.
+        """Free what must go before ``needed`` bytes are allocated for the call at hand.
 
         Raises:
             StreamLimitError: they do not fit the budget of all streams.
@@ -198,7 +198,7 @@ class Runtime:
             self.uses.make_room(needed, lambda: self.buffer_bytes, self.scopes.get())
 
     def note_end(self, stream: StreamKey) -> None:
-        """Say so if the generation of ``stream`` that ends was too short for any forecast."""
+        """Warn if the generation of ``stream`` that ends was too short for any forecast."""
         newest = max((state.generation for (key, _), state in self.states.items() if key == stream), default=0)
         ended = [state for (key, _), state in self.states.items() if key == stream and state.generation == newest]
         if ended and all(state.first_step == 0 for state in ended):
@@ -207,8 +207,8 @@ class Runtime:
                 self.notify("all full", text)
 
     def sweep(self, tick: Tick) -> None:
-        """Free what a stream kept of earlier generations in places that this one did not come by in its first step, and what it
-        keeps for places that it no longer comes by since it came by a new one in mid-generation.
+        """Free what a stream kept from earlier generations in places that this one did not visit in its first step, and what it
+        keeps for places that it no longer visits since a new one was called in mid-generation.
         """
         stream = tick.stream
         if tick.step > 0 and self.swept.get(stream) != tick.generation:
@@ -219,9 +219,9 @@ class Runtime:
             self._free(lambda other, state: other == stream and state.last_used < tick.step - 1)
 
     def take_spare(self, role: Role, layout: Layout, cuda_stream: int) -> StreamState | None:
-        """Buffers for a stream that begins at ``role``. Where none are of this layout, those there are freed for what comes.
+        """Take spare buffers for a stream that begins at ``role``. Where none are of this layout, those there are freed.
 
-        As the allocator does with memory, what was used on one CUDA stream is used again only there, where all is in order.
+        As with the allocator's memory, buffers used on one CUDA stream are reused only there, where work is in order.
         """
         spare = self.spare.get(role, [])
         for i, state in enumerate(spare):
@@ -231,7 +231,7 @@ class Runtime:
         return None
 
     def _keep(self, ended: dict[tuple[StreamKey, Role], StreamState]) -> None:
-        """Their buffers are spare now, if one CUDA stream used them; but not after an error, which may be for want of memory."""
+        """Keep their buffers as spare, if one CUDA stream used them; but not after an error, which may be for want of memory."""
         self.spare.clear()
         if self.cuda_graphs is not None and self.cuda_graphs.num_held and sys.exception() is None:
             for (_, role), state in ended.items():
@@ -240,7 +240,7 @@ class Runtime:
                     self.spare.setdefault(role, []).append(state)
 
     def _free(self, chosen: Callable[[StreamKey, StreamState], bool]) -> dict[tuple[StreamKey, Role], StreamState]:
-        """Returns what it took out of the states: freed, unless the caller keeps it."""
+        """Take the chosen states out and return them: freed, unless the caller keeps them."""
         freed = {key: state for key, state in self.states.items() if chosen(key[0], state)}
         self.states = {key: state for key, state in self.states.items() if key not in freed}
         return freed

@@ -1,12 +1,12 @@
-"""How many named streams a backend holds, for how long, and in how much memory: what keeps a server's memory bounded.
+"""The limits on the named streams that a backend holds (number, time, memory), which keep a server's memory bounded.
 
-What counts as one stream here is the outermost block, ``with backend.stream("request-7")`` or a run of an attached pipeline,
+One stream, here, is the outermost block, ``with backend.stream("request-7")`` or a run of an attached pipeline,
 with all that is nested in it: both halves of a request's guidance come and go together. It is in use while such a block is open,
 and idle otherwise. Only idle streams are given up, so none is ever within a call; and a thread that holds its block open for a
 whole generation keeps its stream for as long. Calls outside any block belong to no named stream: their buffers count as memory,
 and are never given up for others.
 
-There is no thread that watches: what has expired is found when the next stream is entered.
+No thread watches: expired streams are found when the next stream is entered.
 """
 
 import time
@@ -24,7 +24,7 @@ POLICIES = ("error", "evict")
 
 @dataclass(frozen=True)
 class StreamLimits:
-    """What ``taylorseer_backend`` was given: streams, bytes of all buffers, what happens beyond these, seconds to be idle."""
+    """The limits given to ``taylorseer_backend``: streams, bytes of all buffers, the policy beyond these, seconds to be idle."""
 
     max_streams: int | None = None
     total_bytes: int | None = None
@@ -34,7 +34,7 @@ class StreamLimits:
 
 @dataclass(eq=False)
 class Use:
-    """One stream: its names, how many of its blocks are open, whether it has buffers, when it was last entered or left."""
+    """A stream: its names, how many of its blocks are open, whether it has buffers, when it was last entered or left."""
 
     names: set[str] = field(default_factory=set)
     num_open: int = 0
@@ -61,10 +61,10 @@ class StreamUses:
     num_expired: int = 0
 
     def open(self, scope: Scope) -> None:
-        """A block is entered.
+        """Note that a block is entered.
 
         Raises:
-            StreamLimitError: it is of a further stream, and no other can be given up for it.
+            StreamLimitError: it begins a further stream, and no other may be given up for it.
         """
         with self.lock:
             self._expire()
@@ -78,7 +78,7 @@ class StreamUses:
         self.settle()
 
     def close(self, scope: Scope) -> None:
-        """A block is left. A stream that was never called in it is none."""
+        """Note that a block is left. A stream that was never called in it is forgotten."""
         with self.lock:
             use = self.known.get(scope.root)
             if use is None:
@@ -90,21 +90,21 @@ class StreamUses:
                 self.drop(use.names)
 
     def note_buffers(self, scope: Scope | None) -> None:
-        """Buffers were allocated for a call in ``scope``, whose block is open, if not in the task that the call is made in."""
+        """Note that buffers were allocated for a call in ``scope``, whose block is open, if perhaps in another task."""
         if scope is not None:
             use = self.known.setdefault(scope.root, Use(last_s=self.now()))
             use.names.add(scope.name)
             use.has_buffers = True
 
     def keep(self, names: Collection[str | None]) -> None:
-        """Only streams of these ``names`` have buffers any more."""
+        """Note that only streams of these ``names`` still have buffers."""
         for root, use in list(self.known.items()):
             use.has_buffers = not use.names.isdisjoint(names)
             if not use.num_open and not use.has_buffers:
                 del self.known[root]
 
     def forget(self, chosen: Callable[[str], bool]) -> set[str]:
-        """The ``chosen`` names, of which none is known any more.
+        """Forget the ``chosen`` names, and return them.
 
         Raises:
             ConfigError: a block of such a stream is open.
@@ -125,7 +125,7 @@ class StreamUses:
         """Give up idle streams until ``needed`` bytes more than the ``held`` ones fit the budget.
 
         Raises:
-            StreamLimitError: they cannot. What the stream of ``scope`` has so far is freed: without the rest it is of no use.
+            StreamLimitError: they do not. What the stream of ``scope`` has so far is freed: without the rest it is of no use.
         """
         budget, root = self.limits.total_bytes, scope.root if scope is not None else None
         while budget is not None and held() + needed > budget:
@@ -151,7 +151,7 @@ class StreamUses:
         limit = self.limits.max_streams
         while limit is not None and len(self.known) >= limit:
             if not self._evict(root, f"max_streams={limit}"):
-                text = f"no room for the stream {_name(root)}: {len(self.known)} are held, and max_streams={limit}."
+                text = f"there is no room for the stream {_name(root)}: {len(self.known)} are held, and max_streams={limit}."
                 raise StreamLimitError(f"{text} {self._advice('max_streams')}")
 
     def _evict(self, root: str | None, limit: str) -> bool:
@@ -189,17 +189,17 @@ def _name(root: str | None) -> str:
 
 
 _NO_MEMORY = (
-    "no memory for the stream {stream}: its buffers take {needed} bytes more, {held} are held by all streams, and "
-    "total_memory_budget={budget}."
+    "there is no memory for the stream {stream}: its buffers take {needed} bytes more, {held} are held by all streams, "
+    "and total_memory_budget={budget}."
 )
 
 _EVICTED = (
-    "the stream {stream} was given up for the stream {other}, since it was not used for longest and {limit}. If it is called "
-    "again it begins anew, with a warm-up of full steps. This is said once; stats().evicted_streams counts. "
+    "the stream {stream} was given up for the stream {other}, because it was idle for longest and {limit}. If it is called "
+    "again it begins anew, with a warm-up of full steps. This is reported once; stats().evicted_streams counts them. "
     "backend.release(name) frees a stream that is done."
 )
 
 _EXPIRED = (
     "the stream {stream} was given up, since it was idle for stream_ttl={ttl} seconds. If it is called again it begins anew, "
-    "with a warm-up of full steps. This is said once; stats().expired_streams counts."
+    "with a warm-up of full steps. This is reported once; stats().expired_streams counts them."
 )

@@ -1,4 +1,4 @@
-"""Tell the streams of a generation apart, and count the steps of each.
+"""Distinguish the streams of a generation, and count the steps of each.
 
     calls:    cond uncond | cond uncond | cond | cond uncond        guidance that pauses
     stream:   0    1      | 0    1      | 0    | 0    1
@@ -19,15 +19,15 @@ from taylorseer_fx.runtime.movement import Move, Movement, changes
 from taylorseer_fx.runtime.scope import Reading
 from taylorseer_fx.runtime.ticks import Site
 
-# Of the streams of a generation: more are windows that move, or the time stands still and so is none. A new one takes the number,
-# and with it the buffers, of the one that was not called for longest.
+# The most streams of a generation: more are windows that move, or the time stands still and so is none. A new one takes the
+# number, and with it the buffers, of the one that was not called for longest.
 MAX_STREAMS = 16
 
 
 @dataclass(frozen=True)
 class ForwardCall:
-    """What tells the stream of a forward: the place and the graph that lead it, the candidates for the time, the conditioning,
-    and the samples.
+    """The evidence for the stream of a forward: the place and the graph that lead it, the candidates for the time, the
+    conditioning, and the samples.
     """
 
     leader: tuple[Site, int]
@@ -37,14 +37,14 @@ class ForwardCall:
 
     @property
     def graph(self) -> tuple[Hashable, ...]:
-        """What calls of one stream at one time agree in: the place, the shapes that it is called with, and the graph."""
+        """The properties that calls of one stream at one time share: the place, the shapes of its inputs, and the graph."""
         site, number = self.leader
         return site, tuple(entry.shape for entry in (*self.samples, *self.conditioning.values())), number
 
 
 @dataclass(eq=False)
 class Stream:
-    """One sequence of calls. ``conditioning`` is what all of them were given, ``made_anew``: some of it was given just once.
+    """A sequence of calls. ``conditioning`` is what all of them were given, ``made_anew``: some of it was given just once.
 
     ``time`` is the index of the last call's time in the generation, ``rounds`` the number of calls there. ``doubtful``: the last
     call there may have been another stream's; ``was_doubtful``: so it was at the time before.
@@ -63,7 +63,7 @@ class Stream:
     was_doubtful: bool = False
 
     def fits(self, call: ForwardCall, by_value: bool = False) -> bool:
-        """Is ``call`` given all that the calls so far shared, or all of it that is told ``by_value``?"""
+        """Is ``call`` given all that the calls so far shared, or all of it that is known ``by_value``?"""
         known = {key: entry for key, entry in self.conditioning.items() if not by_value or isinstance(entry, Value)}
         return still_fits(known, call.conditioning)
 
@@ -99,7 +99,7 @@ class Streams:
     _untried: int = -1
 
     def begin(self, call: ForwardCall) -> Stream:
-        """A stream that was not called before in this generation."""
+        """Begin a stream that was not called before in this generation."""
         number = len(self.active)
         if number == MAX_STREAMS:
             self.say()
@@ -141,8 +141,8 @@ class Streams:
         return nearest, moves[nearest[0]]
 
     def _told_by_what_differs(self, call: ForwardCall) -> Stream | None:
-        """The one stream, of several, that is given at another time what no other is. What else it was given, and is held on to,
-        such as the sample in a part of a model, changes with every step and is no conditioning.
+        """The one stream, of several, that is given at another time something that no other is. Its other inputs that are kept,
+        such as the sample in a part of a model, change with every step and are no conditioning.
         """
         found = []
         for stream in self.active if len(self.active) > 1 else ():
@@ -153,8 +153,8 @@ class Streams:
         return found[0] if len(found) == 1 else None
 
     def _at_its_second_step(self, call: ForwardCall) -> Stream | None:
-        """The one stream whose second step the call may be. What its calls share is not known yet: it is told by values, and of
-        several streams by shapes.
+        """The one stream whose second step the call may be. The inputs that its calls share are not known yet: values identify
+        it, and shapes, if there are several streams.
         """
         several = len(self.active) > 1
         found = [
@@ -171,20 +171,20 @@ class Streams:
         return self.movement.of(stream.last.reading, call.reading, stream.may_go_on_with(call))
 
     def _is_alike(self, stream: Stream, call: ForwardCall) -> bool:
-        """At the same time: the same graph, and what else may be a time has the same value."""
+        """Is ``call``, at the same time, one of the same graph, with the same value of all else that may be a time?"""
         others = self.movement.others
         return stream.last.graph == call.graph and others(stream.last.reading) == others(call.reading)
 
     def _distance(self, stream: Stream, move: Move, call: ForwardCall) -> tuple[Any, ...]:
-        """Rather of the same place, shapes and graph than of one compiled anew, rather not called at this time, rather with less
-        that moved.
+        """The distance of a call from a stream, compared in turn: another place, shapes or graph; called at this time
+        already; the number of candidates that moved.
         """
         unlike = (a != b for a, b in zip(stream.last.graph, call.graph, strict=True))
         return *unlike, move is Move.SAME, len(changes(stream.last.reading, call.reading))
 
     def _unknown(self, call: ForwardCall) -> tuple[Stream, bool]:
-        """A call of no stream so far. What is given anew at every step, and held on to, is no conditioning: where the call before
-        began a stream, alone at its time, as this one would again, both are steps of one.
+        """Place a call of no stream so far. Inputs made anew at every step, and kept, are no conditioning: where the call
+        before began a stream, alone at its time, as this one would again, both are steps of one.
         """
         self._note_time(call)
         if self.num_calls == 1 and self._begun_alone is not None:
@@ -206,7 +206,7 @@ class Streams:
         return self._go_on(stream, call), execute
 
     def _again(self, stream: Stream, call: ForwardCall) -> tuple[Stream, bool]:
-        """A further call at the same time."""
+        """Place a further call at the same time."""
         self.num_calls += 1
         if not self._is_a_step(stream, call):
             return self._begin_anew(stream, call)
@@ -221,7 +221,7 @@ class Streams:
         return is_told or self.repeats or self.time == 1
 
     def _begin_anew(self, stream: Stream, call: ForwardCall) -> tuple[Stream, bool]:
-        """A call that may be another stream's: what is kept of this one is of no use to it."""
+        """Begin the stream anew with a call that may be another's, to which the buffers of this one are of no use."""
         if stream.has_moved:
             self.say()
         self.generation += 1

@@ -1,4 +1,4 @@
-"""Names of places in a model, of streams, and of steps in them."""
+"""The names of places in a model, of streams, and of steps in them."""
 
 from collections.abc import Hashable
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ StreamKey = tuple[str | None, int]  # the name it was given, and which of that n
 
 @dataclass(frozen=True)
 class Tick:
-    """One forward: the stream it belongs to, the generation of that stream, and the step index within it, from 0.
+    """A forward: the stream it belongs to, the generation of that stream, and the step index within it, from 0.
 
     ``execute``: whatever the schedule, since the stream or the step is not certain.
     """

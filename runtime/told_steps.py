@@ -4,8 +4,8 @@
     may come next    5   0 (a new generation)   4 (with other conditioning: the other half of guidance)
     may not          6, 7, ... 3, 2, 1, 4 (with the same conditioning)
 
-Buffers are of the steps before, so at any other step they would be forecast from wrongly: by a request that joins another's
-stream, say. What counts is the block that the step was given in, whatever is nested there, so guidance that pauses skips nothing.
+Buffers hold the steps before, so at any other step forecasts would be wrong: for a request that joins another's stream, say. The
+block that the step was given in counts, whatever is nested there, so guidance that pauses skips nothing.
 """
 
 from collections.abc import Callable
@@ -22,12 +22,12 @@ def _stream(scope: Scope | None) -> str | None:
 
 @dataclass
 class ToldSteps:
-    """By the name of the block, the step that it came to."""
+    """The step that each block has reached, by its name."""
 
     steps: dict[str, int] = field(default_factory=dict)
 
     def check(self, scope: Scope, repeats: Callable[[], bool]) -> None:
-        """``repeats``: was the stream of this call called at this step before?
+        """Check the step of a call. ``repeats``: was its stream called at this step before?
 
         Raises:
             StreamStepError: ``scope.step`` is not one that may come next.
@@ -40,16 +40,16 @@ class ToldSteps:
             raise StreamStepError(stream, stands_at, scope.step)
 
     def note(self, scope: Scope | None) -> None:
-        """A forward is accounted for."""
+        """Record the step of a forward."""
         stream = _stream(scope)
         if scope is not None and stream is not None and scope.step is not None:
             self.steps[stream] = scope.step
 
     def abandon(self, scope: Scope | None) -> None:
-        """A call failed. Its own stream begins anew, at any step; not so what else goes by the steps of the block around it."""
+        """Note a failed call. Its own stream begins anew, at any step; others that go by steps of the block around it do not."""
         if scope is not None and scope.told_by == scope.name:
             self.steps.pop(scope.name, None)
 
     def forget(self, chosen: Callable[[str | None], bool]) -> None:
-        """The streams of ``chosen`` names are freed."""
+        """Forget the streams of ``chosen`` names, which were freed."""
         self.steps = {name: step for name, step in self.steps.items() if not chosen(name)}

@@ -1,4 +1,4 @@
-"""What compiling a graph results in: code, and what is known of the graph without having it."""
+"""The results of compiling a graph: code, and the facts about the graph that are kept without it."""
 
 from dataclasses import dataclass
 
@@ -28,7 +28,7 @@ class VariantCode:
 
 @dataclass(frozen=True)
 class CompiledSteps:
-    """What was made of one graph, as far as a process that loads it needs it.
+    """The results for one graph, as far as a process that loads it needs them.
 
     ``found`` tells no regions, whose nodes are in the graph, only what was rejected; ``over_budget`` is what to say of the memory
     budget, if anything. Without a ``layout`` nothing is forecast and FULL, the graph as it was, is all there is. Of the graphs

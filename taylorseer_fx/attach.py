@@ -29,7 +29,7 @@ from taylorseer_fx.runtime.state import Runtime
 
 @dataclass
 class Attachments:
-    """What one backend is attached to."""
+    """The pipelines and models that one backend is attached to."""
 
     runtime: Runtime
     _overrides: list[Override] = field(default_factory=list)

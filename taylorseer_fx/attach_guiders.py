@@ -1,4 +1,4 @@
-"""What the guiders of a pipeline say in a run.
+"""Read steps and streams from the guiders of a pipeline in a run.
 
     guider.set_state(step=i, ...)        the step, known on the host
     guider.prepare_inputs...(...)        the batches of the step, each with its identifier: "pred_cond", "pred_uncond", ...
@@ -36,7 +36,7 @@ def guiders(pipe: Any) -> list[Any]:
 
 @dataclass(eq=False)
 class GuidedCalls:
-    """What guiders say in one run.
+    """The reports of guiders in one run.
 
     ``names``: of the batches that were prepared since the model was called last, each once, in their order. Two guiders may each
     prepare theirs for calls that serve both (video and audio).
@@ -49,7 +49,7 @@ class GuidedCalls:
     leave: End = nothing
 
     def methods(self, guider: Any) -> dict[str, Method]:
-        """What stands for the methods of ``guider``."""
+        """The functions that stand for the methods of ``guider``."""
         methods = {
             "set_state": self._telling_step(guider.set_state),
             "prepare_models": self._entering(guider.prepare_models),
@@ -113,7 +113,7 @@ class GuidedCalls:
 
 
 def _forwards(model: Any) -> list[Any]:
-    """What is set on the modules of ``model`` over the ``forward`` of their classes."""
+    """The functions set on the modules of ``model`` over the ``forward`` of their classes."""
     return [vars(module).get("forward") for module in model.modules()] if isinstance(model, nn.Module) else []
 
 

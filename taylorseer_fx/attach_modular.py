@@ -80,7 +80,7 @@ def begin_guided(runs: PipelineRuns, num_steps: int | None = None, blocks: Any =
 
 @dataclass(eq=False)
 class _Run:
-    """What one run takes of its pipeline, and gives back."""
+    """The state that one run takes from its pipeline, and gives back."""
 
     runs: PipelineRuns
     overrides: list[Override] = field(default_factory=list)

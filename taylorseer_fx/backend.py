@@ -1,4 +1,4 @@
-"""The backend: what ``torch.compile`` calls with each graph, and what users hold in their hands."""
+"""The backend: the callable that ``torch.compile`` gives each graph to, and the object that users hold."""
 
 import warnings
 from collections import Counter
@@ -227,7 +227,7 @@ class TaylorSeerBackend:
             self._notify(f"save_repro {folder}", text)
 
     def _number(self, graph: int | None) -> int:
-        """The graph that a caller asks for, counted from 0 or from the end."""
+        """The number of the graph that a caller asks for, counted from 0 or from the end."""
         if not self._compiled_graphs:
             raise NothingCompiledError(nothing_compiled(self._num_plain))
         count = len(self._compiled_graphs)
@@ -244,7 +244,7 @@ class TaylorSeerBackend:
         return cuda_graphs.describe() or (f"off: the model is on no {cuda_graphs.api.device_type.upper()} device",)
 
     def numbers(self, granularity: str) -> list[GraphNumbers]:
-        """What was counted in each graph with regions that was compiled for ``granularity``."""
+        """The numbers of each graph with regions that was compiled for ``granularity``."""
         counted = [graph.numbers for graph in self._compiled_graphs]
         return [each for each in counted if each.regions and each.granularity == granularity]
 
@@ -271,7 +271,7 @@ class TaylorSeerBackend:
         return compile_steps(self.config, self._notify, origin, tag, *traced)
 
     def _install(self, origin: GraphOrigin, steps: CompiledSteps) -> BoxedCallable:
-        """What runs the code of a graph, compiled or loaded, as part of this backend's model."""
+        """Make the callable that runs the code of a graph, compiled or loaded, as part of this backend's model."""
         runtime = self._runtime
         info = GraphInfo(len(self._compiled_graphs), steps.inputs)
         if steps.layout is None or steps.coefficient_dtype is None:
@@ -375,8 +375,8 @@ def taylorseer_backend(
         history: full steps whose features are stored, ``order + 1`` (the default) to 12. Only "chebyshev" makes use of more
             than ``order + 1``.
         granularity: "module": a feature per attention and MLP output, before its gate, as in the paper. "stack": one for all that
-            the blocks add to their stream; a forecast step then costs next to nothing, and so do the buffers, but the gates of
-            the current step are not used.
+            the blocks add to the residual stream; a forecast step then costs next to nothing, and so do the buffers, but the
+            gates of the current step are not used.
         buffer_dtype: dtype of the derivative buffers; None keeps each feature's own. An eight-bit dtype (torch.float8_e5m2 or
             torch.float8_e4m3fn) is that of the differences of order 1 and up; order 0 keeps the feature's own.
         memory_budget: maximum size of a stream's derivative buffers, in bytes. If a feature per module would exceed it, there is
@@ -399,7 +399,7 @@ def taylorseer_backend(
             for never.
 
     Returns:
-        A callable ``(gm, example_inputs)`` for ``torch.compile(model, backend=...)``. Use one for each model: it holds the
+        A callable ``(gm, example_inputs)`` for ``torch.compile(model, backend=...)``. Use one per model: it holds the
         model's streams.
 
     Raises:
@@ -459,7 +459,7 @@ class _Registered:
         options: Mapping[str, Any] | None = None,
         mode: str | None = None,
     ) -> Callable[..., Any]:
-        """Called by ``torch.compile``.
+        """Compile one Dynamo graph, for ``torch.compile``.
 
         Raises:
             ConfigError: an option is unknown or wrong, or ``mode`` is given.

@@ -65,7 +65,7 @@ except OSError:
 
 
 class StepCode(OutputCode):
-    """What AOTAutograd takes for the compiled graph, calls, stores and loads.
+    """The object that AOTAutograd takes for the compiled graph, calls, stores and loads.
 
     ``run`` is set by the backend once compiling is over, since only then is it certain which of several will be called.
     """
@@ -131,7 +131,7 @@ def _announce(code: StepCode) -> None:
 
 @contextmanager
 def arriving(tag: str | None) -> Iterator[list[StepCode]]:
-    """What is compiled or loaded meanwhile; the last is the one that counts, should loading have failed at the last moment."""
+    """Collect the code compiled or loaded inside; the last counts, should loading have failed at the last moment."""
     arrivals = _Arrivals(tag)
     token = _arrivals.set(arrivals)
     try:
@@ -166,7 +166,7 @@ def caching(tag: str | None) -> Iterator[Callable[[], AbstractContextManager[Non
 
 
 def cache_tag(gm: fx.GraphModule, config: BackendConfig, *origin: object) -> str | None:
-    """What besides torch's key tells one compiled graph from another; None where nothing is to be stored.
+    """The part of the key that torch's own lacks; None where nothing is to be stored.
 
     Names are part of it: two models may compute the same, but ``explain()`` is to tell of the one at hand.
     """

@@ -21,7 +21,7 @@ CHOSEN_BY, HELD_OUT = 1, 2  # seeds of the noise
 
 @dataclass(frozen=True)
 class Job:
-    """What to calibrate: ``num_samples`` pictures of ``num_steps`` steps, for each number of ``full_steps``."""
+    """The settings of a calibration: ``num_samples`` pictures of ``num_steps`` steps, for each number of ``full_steps``."""
 
     model: str
     num_steps: int
@@ -34,7 +34,7 @@ class Job:
 
 
 def run_calibrate(job: Job, out: Path, console: Console) -> None:
-    """Calibrate, print a line a run and the table, and write the plan to ``out``.
+    """Calibrate, print a line per run and the table, and write the plan to ``out``.
 
     Raises:
         ConfigError: a setting is out of its range.

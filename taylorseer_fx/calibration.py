@@ -1,4 +1,4 @@
-"""``calibrate``: find where the full steps of a model's runs should stand, by really running it.
+"""``calibrate``: find the best places of the full steps of a model's runs, by running it.
 
     one run in full            the reference, and the Gram matrices of its features
     for each number of full steps, order and granularity
@@ -41,7 +41,7 @@ class Calibration:
     runs: RunSignature | None = None
 
     def settings(self) -> list[tuple[int, int, str]]:
-        """Number of full steps, order and granularity of what was calibrated, each once."""
+        """The settings that were calibrated, each once: number of full steps, order and granularity."""
         return list(dict.fromkeys((trial.num_full, trial.order, trial.granularity) for trial in self.trials))
 
     def of(self, num_full: int, order: int, granularity: str) -> list[Trial]:
@@ -58,7 +58,7 @@ class Calibration:
         return papers_of(self.of(num_full, order, granularity))
 
     def plan(self, order: int | None = None, granularity: str | None = None) -> PlanFile:
-        """The lists to use, with what they were found for; of the order and granularity of the best mean, unless these are given.
+        """The lists to use, with their signature; of the order and granularity with the best mean, unless these are given.
 
         Raises:
             ConfigError: that order or granularity was not calibrated.
@@ -109,16 +109,16 @@ def calibrate(
 
     Args:
         run: makes samples by the compiled model, the same ones whenever it is called (fixed seeds); returns pictures, a batch of
-            them, or what a pipeline returns. The more samples and the more alike to those that will be made, the better.
-        backend: of the model. Its settings are as before afterwards; its streams begin anew.
+            them, or the output of a pipeline. Better with more samples, and with samples like those that will be made.
+        backend: that of the model. Its settings are as before afterwards; its streams begin anew.
         num_steps: denoising steps of a sample in ``run``.
         full_steps: numbers of full steps to find lists for, each 2 to ``num_steps``.
-        orders: up to that of the backend, whose own is the default.
-        granularities: "module", "stack" or both; the default is the backend's own. Another one is compiled for it.
+        orders: orders to try, up to the backend's, which is the default.
+        granularities: "module", "stack" or both; the default is the backend's own. For another one the model is compiled again.
         moves: rounds in which single full steps of the best list are moved by one; each takes up to four runs.
         held_out: makes other samples than ``run``, by other noise and prompts, which nothing is chosen by. The lists found, and
             the paper's, are judged by them too; the plan's curve holds both.
-        on_trial: told a line of text for each run.
+        on_trial: called with a line of text for each run.
 
     Raises:
         ConfigError: an argument is wrong, ``run`` makes samples of other shapes each time, or it has another number of steps.
@@ -170,7 +170,7 @@ def _check(
 
 @contextmanager
 def _granularity(backend: TaylorSeerBackend, granularity: str) -> Iterator[None]:
-    """Compile for another granularity within, if that is not the backend's own."""
+    """Compile for ``granularity`` inside the block, if that is not the backend's own."""
     if granularity == backend.config.granularity:
         yield
         return
@@ -198,7 +198,7 @@ def _in_full(run: Run, backend: TaylorSeerBackend, recorder: "_Recorder", runs: 
     if recorder.num_seen != recorder.num_steps:
         raise ConfigError("num_steps", f"{recorder.num_seen}, the number of steps that run() has", recorder.num_steps)
     if not all(np.isfinite(each).all() for each in reference):
-        raise ConfigError("run", "a function whose samples in full are finite numbers", "infinite or no numbers")
+        raise ConfigError("run", "a function whose samples in full are finite numbers", "inf or NaN")
     return reference
 
 

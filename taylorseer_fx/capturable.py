@@ -22,7 +22,7 @@ _UNSAFE_TAGS = tuple(
 
 
 def plan_capture(gm: fx.GraphModule, inputs: Sequence[Any], static: Collection[int]) -> CapturePlan:
-    """How to capture ``gm``, called with ``inputs`` (fake ones do), of which those at ``static`` stay in place."""
+    """Plan how to capture ``gm``, called with ``inputs`` (fake ones do), of which those at ``static`` stay in place."""
     placeholders = gm.graph.find_nodes(op="placeholder")
     names = {i: placeholders[i].name for i, value in enumerate(inputs) if isinstance(value, Tensor)}
     devices = {inputs[i].device: name for i, name in names.items()}

@@ -52,7 +52,7 @@ def _demo(args: argparse.Namespace) -> int:
 
 
 def _add_plan(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    plan = commands.add_parser("plan", help="what forecasting saves and costs on a full-size model, without weights or GPU")
+    plan = commands.add_parser("plan", help="estimate savings and costs on a full-size model, without weights or GPU")
     plan.add_argument("model", nargs="?", help="a name of --list")
     plan.add_argument("--list", action="store_true", dest="list_models", help="the models known by name")
     plan.add_argument("--steps", type=int, help="denoising steps (default: what the model's pipeline defaults to)")
@@ -60,7 +60,7 @@ def _add_plan(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -
     plan.add_argument("--warmup", type=int, help="full steps at the beginning (default: as the backend's)")
     plan.add_argument("--full-steps", type=_step_list, metavar="0,1,4,...", help="the full steps, in place of both")
     plan.add_argument("--speedup", type=float, help="steps over full steps, in growing gaps, in place of all three")
-    plan.add_argument("--buffer-dtype", help="of the buffers, such as bfloat16 (default: the features' own)")
+    plan.add_argument("--buffer-dtype", help="dtype of the buffers, such as bfloat16 (default: the features' own)")
     plan.set_defaults(run=_plan)
 
 
@@ -73,10 +73,10 @@ def _add_calibrate(commands: "argparse._SubParsersAction[argparse.ArgumentParser
     calibrate.add_argument(
         "--full", type=_step_list, default=(8, 10, 12, 16), metavar="8,10,...", help="numbers of full steps (default: 8,10,12,16)"
     )
-    calibrate.add_argument("--order", type=int, default=1, help="of the polynomial (default: %(default)s)")
+    calibrate.add_argument("--order", type=int, default=1, help="order of the polynomial (default: %(default)s)")
     calibrate.add_argument("--granularity", choices=("module", "stack"), default="module", help="default: %(default)s")
-    calibrate.add_argument("--guidance", type=float, default=2.0, help="scale (default: %(default)s)")
-    calibrate.add_argument("--samples", type=int, default=20, help="pictures to choose by, as many to check on (default: 20)")
+    calibrate.add_argument("--guidance", type=float, default=2.0, help="guidance scale (default: %(default)s)")
+    calibrate.add_argument("--samples", type=int, default=20, help="pictures to choose by, and as many to check on (default: 20)")
     calibrate.add_argument("--out", type=Path, help="the plan file (default: MODEL.plan.json)")
     calibrate.set_defaults(run=_calibrate)
 
@@ -148,10 +148,10 @@ def _add_bench(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         help="digits dit-xl2 flux sd3 wan tiny-... (default: digits dit-xl2 tiny-fluxpipeline)",
     )
     bench.add_argument("--methods", choices=("few", "main", "all"), default="main", help="default: %(default)s")
-    bench.add_argument("--rounds", type=int, default=3, help="of a run each of baseline and method (default: %(default)s)")
+    bench.add_argument("--rounds", type=int, default=3, help="rounds, each a run of baseline and method (default: %(default)s)")
     bench.add_argument("--warm-start", action="store_true", help="also the seconds of a first run with warm caches")
     bench.add_argument(
-        "--samples", type=int, default=0, help="digits: pictures a method for the Frechet distance (default: none)"
+        "--samples", type=int, default=0, help="digits: pictures per method for the Frechet distance (default: none)"
     )
     bench.add_argument("--out", type=Path, default=Path("taylorseer-bench"), help="folder of the report (default: %(default)s)")
     bench.set_defaults(run=_bench)

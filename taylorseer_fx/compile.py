@@ -1,4 +1,4 @@
-"""Where we meet Inductor: trace as ``torch.compile`` does, then compile each variant as ``torch.compile`` would.
+"""The meeting with Inductor: trace as ``torch.compile`` does, then compile each variant as ``torch.compile`` would.
 
 ``compile_fx`` runs Dynamo's graph through AOTAutograd and Inductor's joint-graph passes, then hands the functional ATen graph to
 an ``inner_compile``. We take that place, so a full step goes the way of plain ``torch.compile``, and is traced once.
@@ -69,7 +69,7 @@ def is_called_from_python() -> bool:
 
 
 def target_for(inputs: Iterable[Any]) -> Target:
-    """What graphs that take ``inputs`` are lowered for."""
+    """The target that graphs which take ``inputs`` are lowered for."""
     devices = {value.device.type for value in inputs if isinstance(value, Tensor)}
     target = TARGETS.get(devices.pop(), AS_IT_IS) if len(devices) == 1 else AS_IT_IS
     can_call_blocks = not (inductor_config.cpp_wrapper or inductor_config.fx_wrapper)  # these wrappers have no code for it
@@ -99,7 +99,7 @@ def compile_variants(
 
 @contextmanager
 def kernels_awaited_at_the_end(inputs: Iterable[Any]) -> Iterator[None]:
-    """What is compiled for a CPU is loaded before the C++ compiler is done with its kernels, which are waited for at the end: it
+    """Code compiled for a CPU is loaded before the C++ compiler is done with its kernels, which are waited for at the end: it
     works on while the next graph is lowered. DiT-XL/2, two cores: 33.7 s to the first result before and 30.9 s after.
 
     Dynamo compiles one thing at a time, whatever the number of threads, so nobody else meets the changed method.

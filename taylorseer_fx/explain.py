@@ -36,7 +36,7 @@ class GraphSummary:
 
 @dataclass(frozen=True)
 class CompiledGraph:
-    """What the backend keeps of a graph: ``counted`` when it was compiled, and what makes it again."""
+    """The backend's record of a graph: ``counted`` when it was compiled, and what makes it again."""
 
     passes: Passes
     counted: GraphNumbers | None = None
@@ -44,7 +44,7 @@ class CompiledGraph:
 
     @cached_property
     def numbers(self) -> GraphNumbers:
-        """What was counted, if need be now."""
+        """The numbers of the graph, counted now if need be."""
         return self.counted or count(self.passes.run(), self.passes.arguments["storage"])
 
 
@@ -140,7 +140,7 @@ class Report(GraphNumbers):
             f"{format_bytes(self.traffic['forecast'].floor)}",
             f"schedule:      {self.schedule}  ({num_full} of {len(self.schedule)} steps full, "
             f"ceiling {len(self.schedule) / num_full:.2f}x)",
-            f"buffers:       {format_bytes(self.buffer_bytes)} a stream (order {self.order}: {self.num_buffers} a feature)",
+            f"buffers:       {format_bytes(self.buffer_bytes)} per stream (order {self.order}: {self.num_buffers} per feature)",
             *(f"{'time inputs:' if i == 0 else '':14} {line}" for i, line in enumerate(self._times())),
             *(f"{'read whole:' if i == 0 else '':14} {line}" for i, line in enumerate(self._read_whole())),
             *(f"{'CUDA graphs:' if i == 0 else '':14} {line}" for i, line in enumerate(self.cuda_graphs)),
@@ -234,7 +234,7 @@ def describe_graph(
 
 
 def _length(config: BackendConfig) -> int:
-    """The steps of a run that has not been yet."""
+    """The steps of a run that has not happened yet."""
     return config.plan.num_steps if config.plan is not None else config.num_steps or SHOWN_STEPS
 
 

@@ -1,4 +1,4 @@
-"""What tells one function from another across processes: its code, and whatever the code reads that can change what it does."""
+"""The identity of a function across processes: its code, and whatever the code reads that can change what it does."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""Where and why Dynamo ended a graph before the end of the model, and what avoids a break of that kind."""
+"""Describe where and why Dynamo ended a graph before the end of the model, and what avoids a break of that kind."""
 
 import re
 import sys
@@ -71,7 +71,7 @@ def _module_files(gm: fx.GraphModule) -> set[str]:
 
 
 def advice_on(reason: str) -> str:
-    """What avoids a break of this kind, by Dynamo's words for it; where they are new, what Dynamo itself hints at."""
+    """The remedy for a break of this kind, by Dynamo's words for it; where they are new, Dynamo's own hint."""
     for pattern, advice in _ADVICE:
         if re.search(pattern, reason):
             return advice

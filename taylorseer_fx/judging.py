@@ -42,7 +42,7 @@ class Trial:
 
 
 class Judge:
-    """Runs lists and says how near they come; of one order and granularity."""
+    """A judge of lists for one order and granularity: runs them, and measures how near the run in full they come."""
 
     def __init__(
         self,
@@ -75,7 +75,7 @@ class Judge:
         return found
 
     def of(self, steps: tuple[int, ...]) -> tuple[float, float]:
-        """Decibels of a run with these full steps: mean over samples, and worst sample."""
+        """Run with these full steps; returns decibels, mean over samples and worst sample."""
         with trying(self._backend, Schedule(full_steps=steps, num_steps=self._num_steps), self._order):
             each = decibels(samples_of(self._run()), self._reference)
         return mean_of(each), min(each)
@@ -92,7 +92,7 @@ class Judge:
 
 
 def on_held_out(trials: Sequence[Trial], judge: Judge) -> list[Trial]:
-    """The same trials; the best one and the paper's schedule are judged by samples that none was chosen by, too."""
+    """Judge the best of ``trials`` and the paper's schedule by samples that none was chosen by, too."""
     wanted = (best_of(trials), papers_of(trials))
     return [replace(trial, held_out=judge.of(trial.full_steps)) if trial in wanted else trial for trial in trials]
 
@@ -110,7 +110,7 @@ def papers_list(num_steps: int, num_full: int, warmup: int) -> tuple[int, ...] |
 
 
 def _cost(gram: Matrix, steps: Sequence[int]) -> float:
-    """Summed squared error of lines between ``steps``."""
+    """The summed squared error of lines between ``steps``."""
     total = 0.0
     for i in range(1, len(steps)):
         p, q, end = steps[i - 1], steps[i], steps[i + 1] if i + 1 < len(steps) else len(gram)

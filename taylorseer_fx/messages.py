@@ -1,4 +1,4 @@
-"""What is said to users: longer texts of errors and warnings, apart from the code that decides to say them."""
+"""The longer texts of errors and warnings, apart from the code that decides to issue them."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import fields
@@ -14,7 +14,7 @@ MAX_NAMES = 8  # of streams, in a message
 
 
 def nothing_to_forecast(found: RegionSet) -> str:
-    """A graph holds no region."""
+    """The text for a graph that holds no region."""
     lines = [
         "no attention or MLP to forecast in this graph. Looked for residual adds `x + f(x)`, scaled, gated or mixed, where "
         f"f contains a matrix product, a convolution or attention; found {found.num_heavy} such "
@@ -34,7 +34,7 @@ def _taken_apart(found: RegionSet) -> str:
 
 
 def broken(graph_break: GraphBreak | None) -> str:
-    """A model compiles to several graphs, one of which holds no region; ``graph_break`` is the first break, if known."""
+    """The text for a model of several graphs, one of which holds no region; ``graph_break`` is the first break, if known."""
     text = "the model does not compile to one graph, and a part of it holds nothing to forecast. explain() lists the parts"
     if graph_break is None:
         return f"{text}, where each ends, and what avoids the breaks."
@@ -48,7 +48,7 @@ GRADIENTS = (
 
 
 def nothing_compiled(num_plain: int) -> str:
-    """``explain`` has no graph to describe; ``num_plain`` graphs were compiled with gradients."""
+    """The text where ``explain`` has no graph to describe; ``num_plain`` graphs were compiled with gradients."""
     if not num_plain:
         return "explain() describes a compiled graph: call the compiled model once first"
     graphs = "the only graph was" if num_plain == 1 else f"all {num_plain} graphs were"
@@ -59,7 +59,7 @@ def nothing_compiled(num_plain: int) -> str:
 
 
 def unknown_stream(held: Iterable[StreamStats]) -> str:
-    """``release`` was asked for a stream that is not held."""
+    """The hint where ``release`` was asked for a stream that is not held."""
     names = [repr(entry.name) for entry in held if entry.name is not None]
     more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
     those = f"Held are {', '.join(names[:MAX_NAMES])}{more}." if names else "None is held."
@@ -67,7 +67,7 @@ def unknown_stream(held: Iterable[StreamStats]) -> str:
 
 
 def where_to_put(arguments: Mapping[str, Any]) -> str:
-    """What to do with ``mode`` or ``options`` that ``torch.compile`` was given beside a backend object."""
+    """The hint on ``mode`` or ``options`` that ``torch.compile`` was given beside a backend object."""
     if arguments.get("mode") is not None:
         return f"{mode_in_options(arguments['mode'])} Give them to the backend: taylorseer_backend(compiler_options={{...}})."
     options = dict(arguments.get("options") or {})
@@ -77,7 +77,7 @@ def where_to_put(arguments: Mapping[str, Any]) -> str:
 
 
 def mode_in_options(mode: object) -> str:
-    """A mode of ``torch.compile`` as what Inductor takes it for, CUDA graphs apart, which are ours to make."""
+    """Describe a mode of ``torch.compile`` as options of Inductor, CUDA graphs apart, which are ours to make."""
     try:
         options = dict(list_mode_options(mode))  # type: ignore[arg-type]
     except RuntimeError:  # torch knows no such mode

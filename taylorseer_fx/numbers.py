@@ -53,7 +53,7 @@ class RegionInfo:
 
 @dataclass(frozen=True)
 class GraphNumbers:
-    """What is counted in the graphs that the passes made of one graph, so that none of them need stay. Plain data, to be stored
+    """The numbers counted in the graphs made of one graph, so that none of them need stay. Plain data, to be stored
     with the code.
 
     ``num_lowered_ops`` are those of the graphs that were compiled, for ``target``; all else is counted before they are lowered.
@@ -75,7 +75,7 @@ class GraphNumbers:
 
 
 def count_if_possible(result: PassResult, storage: Storage) -> GraphNumbers | None:
-    """As ``count``, while a model is being compiled, which must not fail or become narrower over it; nor is anything said then,
+    """Count while a model is being compiled, which must not fail or become narrower over it; nor is anything reported then,
     but when ``explain()`` counts again.
     """
     try:

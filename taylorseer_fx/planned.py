@@ -1,4 +1,4 @@
-"""Runs by a plan file: the schedule that it gives, and whether model and run are those that it was made for."""
+"""Run by a plan file: its schedule, and a check that model and run are those that it was made for."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -14,7 +14,7 @@ from taylorseer_fx.runtime.schedule import Schedule
 
 
 def signature_of(numbers: GraphNumbers) -> GraphSignature:
-    """What a plan notes of a compiled graph; not how many samples are made at once, which changes nothing for any of them."""
+    """A plan's record of a compiled graph; without the number of samples made at once, which changes nothing for any of them."""
     kinds = Counter(region.kind for region in numbers.regions)
     features = Counter(
         f"{str(feature.dtype).removeprefix('torch.')}[{', '.join(_sizes(feature.shape))}]"
@@ -25,7 +25,7 @@ def signature_of(numbers: GraphNumbers) -> GraphSignature:
 
 
 def _sizes(shape: Sequence[object]) -> list[str]:
-    """Of a feature ``[batch, ..., width]``; one of two dimensions has its tokens first, and all count."""
+    """The sizes of a feature ``[batch, ..., width]``; one of two dimensions has its tokens first, and all count."""
     return ["*" if i == 0 and len(shape) > 2 else str(size) for i, size in enumerate(shape)]
 
 
@@ -44,7 +44,7 @@ class PlannedRuns:
         return Listed(plan.list_for(self.config.speedup), plan.num_steps, self._of_another_length)
 
     def check_graph(self, count: Callable[[], GraphNumbers]) -> None:
-        """``count`` is called only if there is a plan: counting takes seconds for a large graph.
+        """Check a compiled graph. ``count`` is called only if there is a plan: counting takes seconds for a large graph.
 
         Raises:
             ConfigError: a graph with regions was compiled that the plan is not for.
@@ -60,7 +60,7 @@ class PlannedRuns:
             self._say(self.config.plan.differences_of_run(RunSignature.of(pipe)))
 
     def _of_another_length(self, num_steps: int) -> Schedule | Placement:
-        """As many full steps as the list would have, in growing gaps."""
+        """Place as many full steps as the list would have, in growing gaps."""
         plan = self.config.plan
         assert plan is not None
         self._say([f"the number of steps: the plan is for {plan.num_steps}, here are {num_steps}"])

@@ -75,7 +75,7 @@ class Plan:
                 f"forecast step: {format_flops(self.flops_forecast)} ({self.flops_forecast / self.flops_full:.2%})",
                 f"the run:       {format_flops(self.flops_total)} instead of "
                 f"{format_flops(self.num_steps * self.flops_full)} ({self.speedup_ceiling:.2f}x)",
-                f"buffers:       {format_bytes(self.buffer_bytes)} a stream, {len(self.features)} features, order {self.order}",
+                f"buffers:       {format_bytes(self.buffer_bytes)} per stream, {len(self.features)} features, order {self.order}",
                 *(f"note:          {note}" for note in self.notes),
             ]
         )
@@ -130,7 +130,7 @@ def plan(
 def plan_each(
     model: nn.Module, inputs: Mapping[str, Any] | Sequence[Any], configs: Sequence[BackendConfig], num_steps: int = 50
 ) -> list[Plan]:
-    """As ``plan``, for each of ``configs`` on one trace of the model.
+    """Plan for each of ``configs`` on one trace of the model.
 
     Raises:
         What ``plan`` raises.
@@ -166,7 +166,7 @@ def _notes(config: BackendConfig, reports: Sequence[Report], num_steps: int) -> 
     yield schedule.all_full_text(num_steps)
     yield schedule.beyond_text(last) if schedule.is_beyond(last) else ""
     if config.memory_budget is not None and reports[0].granularity != config.granularity:
-        yield f'modules are over the budget of {format_bytes(config.memory_budget)} a stream: granularity "stack" instead'
+        yield f'modules are over the budget of {format_bytes(config.memory_budget)} per stream: granularity "stack" instead'
 
 
 @contextmanager

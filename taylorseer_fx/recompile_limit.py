@@ -7,7 +7,7 @@ from taylorseer_fx.compat import dynamo_config
 
 
 def text_at_the_limit() -> str:
-    """What to say where the compilation under way is the last that Dynamo allows for its function; else ""."""
+    """The warning if the compilation under way is the last that Dynamo allows for its function; else ""."""
     kept = _num_kept()
     if not kept or kept + 1 < dynamo_config.recompile_limit:
         return ""
@@ -21,7 +21,7 @@ def text_at_the_limit() -> str:
 
 
 def _num_kept() -> int | None:
-    """How many compilations of the function Dynamo has, whatever the backend; None where it doesn't say so.
+    """Count the compilations of the function that Dynamo has, whatever the backend; None where it does not report them.
 
     Dynamo hands no backend its count: it is read where Dynamo holds it, in the call that is compiling.
     """

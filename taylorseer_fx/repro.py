@@ -43,7 +43,7 @@ def saved_after(error: BaseException, traced: fx.GraphModule, arguments: Mapping
 
 
 def load(folder: Path) -> StoredPasses:
-    """What ``save`` stored. It is a pickle, which can run any code: load only what you trust.
+    """Load what ``save`` stored. It is a pickle, which can run any code: load only what you trust.
 
     Raises:
         ConfigError: there is no such file in the folder.

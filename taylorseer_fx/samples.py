@@ -1,4 +1,4 @@
-"""What a caller's ``run()`` returned, as one array a sample, and how near two runs are."""
+"""Read the result of a caller's ``run()`` as one array per sample, and compare two runs."""
 
 import math
 from collections.abc import Iterator
@@ -15,14 +15,14 @@ WHITE = 255.0  # of pictures of bytes
 
 
 def samples_of(result: Any) -> list[Sample]:
-    """The samples in the result of a pipeline, a list of pictures, or a batch (a tensor or array, along its first dimension).
+    """List the samples in the result of a pipeline, in a list of pictures, or in a batch (tensor or array, first dimension).
 
     Raises:
         ConfigError: there are none.
     """
     found = list(_samples(result))
     if not found:
-        raise ConfigError("run", "a function that returns pictures, a batch of them, or what a pipeline returns", result)
+        raise ConfigError("run", "a function that returns pictures, a batch of them, or the output of a pipeline", result)
     return found
 
 
@@ -44,7 +44,7 @@ def _samples(result: Any) -> Iterator[Sample]:
 
 
 def decibels(samples: list[Sample], reference: list[Sample]) -> list[float]:
-    """Peak signal-to-noise ratio of each sample against its reference; infinite where they are equal.
+    """Compute the peak signal-to-noise ratio of each sample against its reference, in dB; infinite where they are equal.
 
     The peak is 255 where the reference holds whole numbers from 0 to 255, else the range of all of it.
 

@@ -22,13 +22,13 @@ FADING = (0.0, 1.0, 2.0)  # how much less errors count towards the end of a run:
 
 
 def family(num_steps: int, num_full: int) -> Iterator[tuple[int, ...]]:
-    """Lists of growing gaps, each once."""
+    """The lists of growing gaps, each once."""
     lists = (place(num_steps, num_full, leading, exponent) for leading in LEADING for exponent in EXPONENTS)
     yield from dict.fromkeys(lists)
 
 
 def programmed(gram: Matrix, num_full: int) -> Iterator[tuple[int, ...]]:
-    """Lists of least cost, each once; one for each way of counting errors at the end of the run."""
+    """The lists of least cost, each once: one for each way of weighting errors at the end of the run."""
     num_steps = len(gram)
     errors = line_errors(gram)
     reuse = reuse_errors(gram)
@@ -37,13 +37,13 @@ def programmed(gram: Matrix, num_full: int) -> Iterator[tuple[int, ...]]:
 
 
 def reuse_errors(gram: Matrix) -> Matrix:
-    """``[t]``: squared distance of the feature at ``t`` from that at step 0."""
+    """The squared distance of the feature at ``t`` from that at step 0, as ``[t]``."""
     errors: Matrix = gram[0, 0] + np.diag(gram) - 2 * gram[0]
     return errors
 
 
 def line_errors(gram: Matrix) -> Matrix:
-    """``E[p, q, t]`` for ``p < q < t``, zero elsewhere."""
+    """Compute ``E[p, q, t]`` for ``p < q < t``, zero elsewhere."""
     steps = np.arange(len(gram), dtype=np.float64)
     p, q, t = steps[:, None, None], steps[None, :, None], steps[None, None, :]
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -85,7 +85,7 @@ def cheapest(errors: Matrix, reuse: Matrix, num_full: int) -> tuple[int, ...]:
 
 
 def neighbours(steps: Sequence[int], num_steps: int) -> Iterator[tuple[int, ...]]:
-    """Lists in which one full step stands one earlier or later."""
+    """The lists in which one full step is moved by one, earlier or later."""
     for i in range(1, len(steps)):
         for moved in (steps[i] - 1, steps[i] + 1):
             following = steps[i + 1] if i + 1 < len(steps) else num_steps

@@ -1,4 +1,4 @@
-"""What is made of one traced graph: the passes run on it, it is counted, and the graph of each step kind is compiled."""
+"""Process one traced graph: run the passes on it, count it, and compile the graph of each step kind."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -28,7 +28,7 @@ from taylorseer_fx.text import format_bytes
 
 @dataclass(frozen=True)
 class GraphOrigin:
-    """How a graph came about: the break it ends at, and whether it is a part of a model that is not compiled as a whole."""
+    """The origin of a graph: the break it ends at, and whether it is a part of a model that is not compiled as a whole."""
 
     graph_break: GraphBreak | None
     is_part: bool
@@ -92,13 +92,13 @@ def compile_steps(
 
 
 def _over_budget(config: BackendConfig, result: PassResult) -> str:
-    """What to say where modules were too much for the memory budget."""
+    """The warning where modules were too much for the memory budget."""
     budget = config.memory_budget
     if budget is None or result.module_bytes is None or result.granularity == "module":
         return ""
     kept = sum(num_buffer_bytes(feature, config.storage) for feature in result.found.features)
     too_much = "" if kept <= budget else f", which still takes {format_bytes(kept)}"
     return (
-        f"buffers for every module would take {format_bytes(result.module_bytes)} a stream, more than memory_budget="
+        f"buffers for every module would take {format_bytes(result.module_bytes)} per stream, more than memory_budget="
         f'{format_bytes(budget)}: granularity "stack" instead{too_much}.'
     )

@@ -15,13 +15,13 @@ IN_FULL = Schedule(interval=1, warmup=1)
 def trying(
     backend: TaylorSeerBackend, schedule: AnySchedule, order: int | None = None, forecaster: str | None = None
 ) -> Iterator[None]:
-    """Generate by other settings within; all streams begin anew before and after.
+    """Generate with other settings inside the block; all streams begin anew before and after it.
 
     Args:
-        backend: of a compiled model, or of one that is yet to be.
+        backend: that of a model which is compiled already, or will be.
         schedule: which steps are full.
         order: at most what the backend's buffers allow; None for its own.
-        forecaster: None for its own.
+        forecaster: the name of one; None for the backend's own.
     """
     runtime = backend._runtime
     before = runtime.schedule, runtime.storage, runtime.forecaster

@@ -105,7 +105,7 @@ full step:     N ops, 1.901 MFLOPs, reads N bytes, writes N bytes
 forecast step: N ops, 163.840 kFLOPs, reads N bytes, writes N bytes
 left:          8.62% of the FLOPs in a forecast step; the fewest bytes it could move are N bytes
 schedule:      FFFTTTTTFTTTTTFTTTTTFTTTTTFTTTTTFTTTTTFTTTTTFTTTTT  (10 of 50 steps full, ceiling 5.00x)
-buffers:       48.00 KiB a stream (order 2: 3 a feature)
+buffers:       48.00 KiB per stream (order 2: 3 per feature)
 time inputs:   arg4_1 int64[2], read at embeddings.py:63 emb = timesteps[:, None].float() * emb[None, :]
 CUDA graphs:   off: the model is on no CUDA device""",
         )

@@ -141,7 +141,7 @@ class TestTiny:
         """Prints schedule, costs and buffers as people read them."""
         text = str(plan(*tiny, num_steps=8))
         assert "4 of 8: 0, 1, 2, 7" in text
-        assert "32.00 KiB a stream, 4 features, order 1" in text
+        assert "32.00 KiB per stream, 4 features, order 1" in text
 
     @pytest.mark.turn(1, 2)
     def test_inside_a_device_context(self):

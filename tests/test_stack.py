@@ -122,7 +122,7 @@ def test_over_budget():
     """A byte less and there is one feature for the stack, as a warning says; said once, whatever else is compiled."""
     backend = taylorseer_backend(memory_budget=4 * FEATURE_BYTES - 1, compiler="eager")
     compiled = torch.compile(tiny(), backend=backend, dynamic=False)
-    with pytest.warns(TaylorSeerWarning, match=r"would take 6.00 KiB a stream, .* granularity .stack. instead\.") as caught:
+    with pytest.warns(TaylorSeerWarning, match=r"would take 6.00 KiB per stream, .* granularity .stack. instead\.") as caught:
         generate(compiled, 6, 9, 6)
     assert len(caught) == 1
     assert backend.stats().graphs == 2

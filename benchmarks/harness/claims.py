@@ -42,7 +42,7 @@ class Cell:
 
     @property
     def full_steps(self) -> int:
-        """How many steps are executed."""
+        """The number of steps that are executed."""
         return len(Schedule(self.interval, WARMUP).full_steps_of(NUM_STEPS))
 
 
@@ -156,7 +156,7 @@ def _reference(kept: Path, cell: Cell, sampler: Sampler) -> Tensor:
 
 
 def figures(samples: Tensor, reference: Tensor, model: Shipped, judge: Judging) -> dict[str, float | None]:
-    """Of one cell: against the run in full from the same noise, and against the real pictures."""
+    """Measure one cell against the run in full from the same noise, and against the real pictures."""
     same = reference[: len(samples)]
     is_reference = torch.equal(samples, same)
     first = samples[:FEWER_SAMPLES]

@@ -55,7 +55,7 @@ def table(claims: Claims, measure: str, form: str) -> str:
 
 
 def verdict(claims: Claims) -> str:
-    """Where order 1 and up beats reuse, and by how much; where forecasting beats fewer steps."""
+    """Report where order 1 and up beats reuse, and by how much; and where forecasting beats fewer steps."""
     return "\n".join(f"- {line}" for name in GRANULARITIES for line in _verdict(claims, name))
 
 
@@ -118,7 +118,7 @@ def _form(measure: str) -> str:
 
 
 def save_picture(content: Mapping[str, Any], path: Path) -> None:
-    """Frechet distance and PSNR over the interval, one line an order."""
+    """Draw Frechet distance and PSNR over the interval, one line per order."""
     claims = Claims(content)
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(10, 7.5), layout="constrained")

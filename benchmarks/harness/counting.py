@@ -1,4 +1,4 @@
-"""What a run really executed: FLOPs of every step, and from them the full steps. Nothing is taken from a method's claim.
+"""Count what a run really executed: FLOPs of every step, and from them the full steps. Nothing is taken from a method's claim.
 
 Eager runs are counted operator by operator (torch's FlopCounterMode: matrix products, convolutions, attention). Inside compiled
 code nothing can be counted, so a compiled peer is counted as its eager twin, and its result compared with the twin's. Our backend

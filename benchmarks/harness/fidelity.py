@@ -1,4 +1,4 @@
-"""How near a run comes to the run in full from the same noise."""
+"""Measure how near a run comes to the run in full from the same noise."""
 
 import math
 from collections.abc import Sequence

@@ -40,7 +40,7 @@ class FeatureSpace:
         return frechet_distance(self.features(samples), self.real)
 
     def between_halves(self) -> float:
-        """Of one half of the real digits from the other, to see the figures by."""
+        """The distance of one half of the real digits from the other, to see the figures by."""
         order = np.random.default_rng(0).permutation(len(self.real))
         half = len(order) // 2
         return frechet_distance(self.real[order[:half]], self.real[order[half:]])
@@ -82,7 +82,7 @@ def distance_of_moments(mean_a: Array, cov_a: Array, mean_b: Array, cov_b: Array
 
 
 def _root(matrix: Array) -> Array:
-    """Of a symmetric matrix without negative eigenvalues."""
+    """The square root of a symmetric matrix without negative eigenvalues."""
     values, vectors = np.linalg.eigh(matrix)
     root: Array = (vectors * np.sqrt(np.clip(values, 0, None))) @ vectors.T
     return root

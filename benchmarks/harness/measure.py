@@ -163,7 +163,7 @@ class Bench:
         }
 
     def _distribution(self, method: Method, runner: Runner) -> dict[str, Any]:
-        """Of as many pictures as the settings say; an eager twin draws the same ones as its compiled form, so it is left out."""
+        """The distance of as many pictures as the settings ask for; an eager twin draws those of its compiled form: left out."""
         wanted = self.settings.samples
         model = self.case.workload.shipped
         if self.judge is None or model is None or not wanted or not (method.compiled or isinstance(method, OfficialHooks)):
@@ -205,7 +205,7 @@ class Timed:
         return statistics.median(ours.seconds for _, ours in self.pairs)
 
     def figures(self, full_steps: tuple[int, ...]) -> dict[str, Any]:
-        """As the row has them."""
+        """The full steps as the row has them."""
         speedups = [plain.seconds / ours.seconds for plain, ours in self.pairs]
         full = set(full_steps)
         return {

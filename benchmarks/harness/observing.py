@@ -39,7 +39,7 @@ class Observation:
 
     @property
     def nbytes(self) -> int:
-        """Of what it holds itself."""
+        """The bytes of what it holds itself."""
         return sum(tensor.nbytes for tensor in (*self.trajectory, self.result))
 
 
@@ -79,7 +79,7 @@ def _graph_calls(runner: Runner) -> int:
 
 
 def live_tensor_bytes() -> int:
-    """Of all tensors alive, each storage once."""
+    """The bytes of all tensors alive, each storage once."""
     storages = {}
     for candidate in gc.get_objects():
         kind = type(candidate)  # asking the object itself makes some of torch's lazy ones speak
@@ -93,7 +93,7 @@ def live_tensor_bytes() -> int:
 
 
 def with_peak_bytes(call: Callable[[], Result], before: Callable[[], object] = lambda: None) -> tuple[Result, int]:
-    """What ``call`` returns, and the most that was allocated on the CPU at once in it, over what was there before it: the
+    """Return the result of ``call``, and the most that was allocated on the CPU at once in it, over what was there before it: the
     profiler sees every allocation, of compiled code as well. It sees a tensor go only if it saw it come: what ``call`` lets go
     must have been made in it or in ``before``.
     """
@@ -106,7 +106,7 @@ def with_peak_bytes(call: Callable[[], Result], before: Callable[[], object] = l
 
 
 def _peak(events: Sequence[Any]) -> int:
-    """Of the profiler's events, since the call began."""
+    """The peak in the profiler's events, since the call began."""
     begun = next(event.start_ns() for event in events if event.name() == _CALL)
     memory = sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]")
     peak: int = max(0, *accumulate(nbytes for start, nbytes in memory if start >= begun))
@@ -133,7 +133,7 @@ def graph_call_median(calls: tuple[int, ...], steps: tuple[int, ...]) -> float |
 
 @dataclass(frozen=True)
 class DynamoFacts:
-    """What Dynamo made of the runs since ``forget``: graphs, breaks between them, recompiles of a frame."""
+    """Count what Dynamo made of the runs since ``forget``: graphs, breaks between them, recompiles of a frame."""
 
     graphs: int
     graph_breaks: int

@@ -56,7 +56,7 @@ def pooled(seed: int, width: int = TEXT_WIDTH) -> Tensor:
 
 
 def sampling(num_steps: int, seed: int) -> Kwargs:
-    """What every call has: noise of its own, latents returned as they are, no dataclass around them."""
+    """The arguments of every call: noise of its own, latents returned as they are, no dataclass around them."""
     return {
         "num_inference_steps": num_steps,
         "generator": torch.Generator().manual_seed(seed),

@@ -22,7 +22,7 @@ PLANNED_SETTINGS = ("interval", "warmup", "full_steps", "speedup", "buffer_dtype
 
 @dataclass(frozen=True)
 class PlanSettings:
-    """What to plan.
+    """The settings to plan.
 
     ``num_steps``: None for the default of the model's pipeline; ``given``: settings of ``PLANNED_SETTINGS``; ``orders``: those
     to count buffers for.
@@ -124,7 +124,7 @@ def published() -> list[tuple[str, str, str, str]]:
 
 
 def full_steps(rule: tuple[int, int]) -> tuple[int, ...]:
-    """Of ``(interval, warm-up)`` over 50 steps."""
+    """The ceiling of ``(interval, warm-up)`` over 50 steps."""
     interval, warmup = rule
     return tuple(Schedule(interval, warmup).full_steps_of(50))
 

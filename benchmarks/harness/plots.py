@@ -74,7 +74,7 @@ def _quality(result: WorkloadResult) -> Figure | None:
 
 
 def _label(axis: Any, rows: Sequence[Row], colour: Any) -> None:
-    """By order, or by the number of full steps where that differs."""
+    """Label rows by order, or by the number of full steps where that differs."""
     for row, place in zip(rows, itertools.cycle(_PLACES)):
         order = row.method.rpartition("order ")[2]
         label = f"O{order}" if order.isdigit() else f"{len(row.full_steps)} full"

@@ -93,7 +93,7 @@ class WorkloadResult:
 
 @dataclass(frozen=True)
 class Report:
-    """What a run of the harness found, and on what."""
+    """The findings of a run of the harness, and the machine they hold for."""
 
     workloads: tuple[WorkloadResult, ...]
     machine: Mapping[str, Any] = field(default_factory=lambda: describe_machine())
@@ -148,7 +148,7 @@ def describe_machine() -> dict[str, Any]:
 
 
 def cpu_name() -> str:
-    """As /proc/cpuinfo has it, or what ``platform`` knows."""
+    """The name in /proc/cpuinfo, or that which ``platform`` knows."""
     info = Path("/proc/cpuinfo")
     lines: Sequence[str] = info.read_text().splitlines() if info.exists() else ()
     names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))

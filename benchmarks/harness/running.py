@@ -24,7 +24,7 @@ class NotInstalledError(Exception):
 
 @dataclass(frozen=True)
 class Case:
-    """What every method is given: the workload, a pipeline with its weights, and the steps that should be executed.
+    """The task of every method: the workload, a pipeline with its weights, and the steps that should be executed.
 
     ``tuned``: what methods found out about the workload in runs of their own, so that their other forms need not.
     """

@@ -39,13 +39,13 @@ class _ShippedPipeline(DiffusionPipeline):  # type: ignore[misc]
 
 
 class DiTDigitsPipeline(_ShippedPipeline):
-    """Of the digits model."""
+    """The pipeline of the digits model."""
 
     shipped = DIGITS
 
 
 class FluxFashionPipeline(_ShippedPipeline):
-    """Of the fashion model."""
+    """The pipeline of the fashion model."""
 
     shipped = FASHION
 

@@ -1,4 +1,4 @@
-"""Which methods run on which workload, and the whole of it from start to end."""
+"""Choose the methods for each workload, and run all of it from start to end."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -42,8 +42,8 @@ def main_methods() -> tuple[Method, ...]:
 
 
 def low_order_methods() -> tuple[Method, ...]:
-    """As ``main_methods``, with ours of orders 0 and 2 and by other places of the full steps: for trained models, on which they
-    differ.
+    """Those of ``main_methods``, with ours of orders 0 and 2 and by other places of the full steps: for trained models, on
+    which they differ.
     """
     return (*_main_methods(orders=(0, 1, 2)), *placed_methods())
 
@@ -64,7 +64,7 @@ def call_path_methods() -> tuple[Method, ...]:
 
 
 def joint_methods() -> tuple[Method, ...]:
-    """As ``main_methods``, for models whose last block returns no text: cache-dit must be told to leave text out."""
+    """Those of ``main_methods``, for models whose last block returns no text: cache-dit must be set to leave text out."""
     return (*main_methods(), CacheDit(compiled=False, encoder=False), CacheDit(compiled=True, encoder=False))
 
 
@@ -81,7 +81,7 @@ def few_methods() -> tuple[Method, ...]:
 
 
 def few_placed_methods() -> tuple[Method, ...]:
-    """As ``few_methods``, with ours by the paper's 10 of 50 and by 8 placed ones, and caches that need no names of modules."""
+    """Those of ``few_methods``, with ours by the paper's 10 of 50 and by 8 placed ones, and caches that need no module names."""
     placed = (Ours(1, "module", interval=6), Ours(1, "module", speedup=6.25))
     return (*few_methods(), *placed, SeaCache(compiled=True), CacheDit(compiled=True))
 
@@ -105,14 +105,14 @@ class Entry:
     main: Callable[[], Sequence[Method]] | None = None
 
     def methods(self, choice: str) -> Sequence[Method]:
-        """Of "few", "main" or "all"."""
+        """The methods of "few", "main" or "all"."""
         if choice == "few":
             return few_methods()
         return self.main() if choice == "main" and self.main is not None else self.every()
 
 
 def entries() -> dict[str, Entry]:
-    """By the name that the command line knows."""
+    """The entries by the name that the command line knows."""
     tiny = {workload.name.replace(" ", "-").lower(): workload for workload in tiny_pipelines()}
     return {
         "digits": Entry(digits, every_method, low_order_methods),

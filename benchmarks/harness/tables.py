@@ -65,7 +65,7 @@ def _calls(value: float | None) -> str:
 
 
 def columns_of(result: WorkloadResult) -> tuple[_Column, ...]:
-    """Pictures have PSNR and SSIM; of random weights only the distance from their own full run is told."""
+    """Pictures have PSNR and SSIM; for random weights only the distance from their own full run is reported."""
     fidelity = _QUALITY if result.trained else _OFF
     return (*_SPEED[:3], *fidelity, *_SPEED[3:])
 
@@ -93,7 +93,7 @@ def workload_markdown(result: WorkloadResult) -> str:
 
 
 def _frechet(result: WorkloadResult) -> str:
-    """What the column means, where there is one."""
+    """Explain the column, where there is one."""
     samples = [row.frechet_samples for row in result.rows if row.frechet_samples]
     if not samples:
         return ""
@@ -105,7 +105,7 @@ def _frechet(result: WorkloadResult) -> str:
 
 
 def describe(result: WorkloadResult) -> str:
-    """What ran, in a sentence or two."""
+    """Report what ran, in a sentence or two."""
     weights = "trained weights" if result.trained else "random weights"
     reduced = f" ({result.reduced})" if result.reduced else ""
     steps = ", ".join(map(str, result.schedule))
@@ -120,7 +120,7 @@ def describe(result: WorkloadResult) -> str:
 
 
 def machine(report: Report) -> str:
-    """Where, and when last: workloads can be recorded one by one."""
+    """Report where, and when last: workloads can be recorded one by one."""
     found = report.machine
     versions = ", ".join(f"{name} {number}" for name, number in found["versions"].items())
     commit = f", commit {found['commit'][:10]}" if found.get("commit") else ""

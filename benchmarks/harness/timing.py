@@ -26,7 +26,7 @@ class PairedSteps:
 
     @property
     def speedup(self) -> float:
-        """Of the whole run, over plain."""
+        """The speed-up of the whole run over plain."""
         return sum(self.plain) / sum(self.ours)
 
     @property

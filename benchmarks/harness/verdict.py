@@ -1,4 +1,4 @@
-"""Is ours the fastest at equal full steps? Said in words, from the rows."""
+"""Is ours the fastest at equal full steps? The answer in words, from the rows."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,12 +19,12 @@ class Standing:
 
     @property
     def faster(self) -> tuple[Row, ...]:
-        """Of ``same``, as fast as ours or faster."""
+        """The rows of ``same`` that are as fast as ours or faster."""
         return tuple(row for row in self.same if _speed(row) >= _speed(self.ours))
 
 
 def standing(rows: Sequence[Row], schedule: Sequence[int]) -> Standing | None:
-    """None if no row of ours counts."""
+    """Compare the rows; None if no row of ours counts."""
     counted = sorted((row for row in rows if row.counts and row.speedup), key=_speed, reverse=True)
     mine = [row for row in counted if row.family.startswith("ours") and row.full_steps == tuple(schedule)]
     ours = mine[0] if mine else None
@@ -43,7 +43,7 @@ def verdict(rows: Sequence[Row], schedule: Sequence[int]) -> str:
     """Rows that count and executed just ``schedule`` are compared; others that are as fast are named beside them."""
     found = standing(rows, schedule)
     if found is None:
-        return "No row of ours counts: nothing can be said."
+        return "No row of ours counts, so there is nothing to compare."
     head = f"At the same {len(schedule)} full steps the fastest row is "
     if found.faster:
         text = f"{head}not ours ({_told(found.ours)}) but {'; '.join(map(_told, found.faster))}."

@@ -1,4 +1,4 @@
-"""What is timed. Step workloads are a model and its inputs a step; pipeline workloads are real diffusers pipelines.
+"""The workloads that are timed. Step workloads are a model and its inputs per step; pipeline workloads are real pipelines.
 
 Of published geometry, with random weights (speed does not depend on their values), but for the digits, which are trained.
 """
@@ -167,7 +167,7 @@ def fashion(num_images: int = 10, num_steps: int = 50) -> PipelineWorkload:
 
 
 def _vision_of_tokens(arguments: dict[str, Any]) -> tuple[list[torch.Tensor], float]:
-    """Of FLUX: tokens ``[n, h * w, c]`` of a square picture, and the time, which is the noise level of its flow."""
+    """The inputs of FLUX: tokens ``[n, h * w, c]`` of a square picture, and the time, which is the noise level of its flow."""
     tokens = arguments["hidden_states"]
     side = math.isqrt(tokens.shape[1])
     return list(tokens.transpose(1, 2).reshape(len(tokens), -1, 1, side, side)), float(arguments["timestep"][0])

@@ -1,4 +1,4 @@
-"""How near two sets of pictures are."""
+"""Measure how near two sets of pictures are."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""What the demo measured, as numbers (for ``--json``) and as cells of a table."""
+"""The demo's measurements, as numbers (for ``--json``) and as cells of a table."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

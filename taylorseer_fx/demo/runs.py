@@ -59,17 +59,17 @@ class Run:
 
     @property
     def seconds(self) -> float:
-        """Of all denoiser calls together."""
+        """The seconds of all denoiser calls together."""
         return sum(self.step_seconds)
 
     @property
     def full_step_seconds(self) -> float:
-        """Median of the full steps."""
+        """The median of the full steps."""
         return statistics.median(self.step_seconds[i] for i in self.full_steps)
 
     @property
     def forecast_step_seconds(self) -> float | None:
-        """Median of the forecast steps; None where every step is full."""
+        """The median of the forecast steps; None where every step is full."""
         full = set(self.full_steps)
         forecast = [seconds for i, seconds in enumerate(self.step_seconds) if i not in full]
         return statistics.median(forecast) if forecast else None
@@ -99,7 +99,7 @@ class Contestant:
 
 
 def start_compiler() -> None:
-    """Compile next to nothing: what Inductor does once a process is nobody's compile time."""
+    """Compile next to nothing: what Inductor does once per process is nobody's compile time."""
     with fresh_cache():
         torch.compile(lambda x: x + 1)(torch.zeros(64))
 

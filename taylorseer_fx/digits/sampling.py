@@ -44,7 +44,7 @@ def sample_digits(
 def denoising_steps(
     denoiser: Denoiser, labels: Tensor, *, num_steps: int = 50, guidance_scale: float = 2.0, seed: int = 0
 ) -> Iterator[Tensor]:
-    """As ``sample_digits``, a step at a time: yields the latents after each."""
+    """Sample as ``sample_digits`` does, a step at a time: yields the latents after each."""
     scheduler = build_scheduler()
     scheduler.set_timesteps(num_steps)
     latents = torch.randn(len(labels), 1, 8, 8, generator=torch.Generator().manual_seed(seed))

@@ -105,7 +105,7 @@ def _cuda_graphs() -> str:
 
 
 def _folder(path: Path) -> str:
-    """Where it is, and whether it can be written to, be it made first."""
+    """Report where the folder is, and whether it can be written to, or made first."""
     existing = next((each for each in (path, *path.parents) if each.exists()), path)
     if not os.access(existing, os.W_OK):
         return f"{path}, which cannot be written to"

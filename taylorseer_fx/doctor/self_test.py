@@ -29,7 +29,7 @@ SIZE = 8  # latents, in each direction
 
 @dataclass(frozen=True)
 class SelfTest:
-    """What came of it. ``problem``: why nothing could be compared, "" if it could; ``warnings``: said meanwhile, each once."""
+    """The result. ``problem``: why nothing could be compared, "" if it could; ``warnings``: those issued meanwhile, each once."""
 
     device: str
     schedule: str
@@ -51,7 +51,7 @@ class SelfTest:
 
 
 def run_self_test(device: str) -> SelfTest:
-    """Test on ``device``; whatever fails is told in the result, not raised."""
+    """Test on ``device``; whatever fails is reported in the result, not raised."""
     backend, error, problem = TaylorSeerBackend(CONFIG), math.nan, ""
     began = time.perf_counter()
     with warnings.catch_warnings(record=True) as said, torch.no_grad():

@@ -77,7 +77,7 @@ class Judge:
         return float(self._network.held_out_accuracy)
 
     def features(self, samples: Tensor) -> Tensor:
-        """float32 ``[n, 48]`` of pictures ``[n, 1, 28, 28]``."""
+        """Compute float32 features ``[n, 48]`` of pictures ``[n, 1, 28, 28]``."""
         return self._network.features(samples)
 
     def real_moments(self) -> tuple[Tensor, Tensor]:

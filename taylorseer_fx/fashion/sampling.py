@@ -40,7 +40,7 @@ def sample_fashion(
 def denoising_steps(
     denoiser: Denoiser, labels: Tensor, *, num_steps: int = 28, guidance_scale: float = 2.0, seed: int = 0
 ) -> Iterator[Tensor]:
-    """As ``sample_fashion``, a step at a time: yields the noisy pictures after each."""
+    """Sample as ``sample_fashion`` does, a step at a time: yields the noisy pictures after each."""
     scheduler = build_scheduler()
     scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / num_steps, num_steps))  # as FluxPipeline does
     noise = torch.randn(len(labels), 1, IMAGE_SIZE, IMAGE_SIZE, generator=torch.Generator().manual_seed(seed))

@@ -137,7 +137,7 @@ def test_ours_by_other_schedules(dit, setting, steps):
     """Counted as all others are; a verdict at equal full steps leaves them out."""
     row = dit.measure(ours(1, **setting))
     assert (row.status, row.full_steps) == ("ok", steps)
-    assert verdict([row], SCHEDULE) == "No row of ours counts: nothing can be said."
+    assert verdict([row], SCHEDULE) == "No row of ours counts, so there is nothing to compare."
 
 
 def test_threshold_that_never_holds(dit):

@@ -284,7 +284,7 @@ class TestNamed:
         (entry,) = self.entries(hand_made(twice, *SHAPES))
         assert entry.reason is Reason.OPAQUE
         assert str(entry) == (
-            "gated_add_default: an operator that cannot be seen into takes and gives a tensor of one shape; if this adds a "
+            "gated_add_default: an operator that cannot be seen into takes and returns a tensor of one shape; if this adds a "
             "residual, register it with taylorseer_fx.register_residual_op (taylorseer_tests.gated_add.default, "
             "at gated_add_default and 1 more)"
         )

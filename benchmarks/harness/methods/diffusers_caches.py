@@ -198,7 +198,7 @@ def tuned(case: Case, family: str, at: Callable[[Case, float], Runner]) -> float
 
 
 def _bisected(surplus: Callable[[float], int], attempts: int = 8) -> float:
-    """Where in 0 to 1 a surplus that falls with the threshold is nearest to 0."""
+    """Find where in 0 to 1 a surplus that falls with the threshold is nearest to 0."""
     low, high = 0.0, 1.0
     found: list[tuple[int, float]] = []
     while len(found) < attempts and (not found or found[-1][0] != 0):
@@ -210,7 +210,7 @@ def _bisected(surplus: Callable[[float], int], attempts: int = 8) -> float:
 
 
 def _num_executed(runner: Runner) -> int:
-    """How many steps ran the last block: calls of its last feature module."""
+    """Count the steps that ran the last block: calls of its last feature module."""
     *_, last = matching(runner.pipe.transformer, runner.case.workload.features.cached)
     calls = 0
 

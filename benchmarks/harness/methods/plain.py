@@ -28,7 +28,7 @@ class Plain:
 
 @dataclass(frozen=True)
 class FewerSteps:
-    """As many steps as the others execute in full, every one of them in full."""
+    """A run of as many steps as the others execute in full, every one of them in full."""
 
     compiled: bool
     family = "fewer steps"
