@@ -42,8 +42,8 @@ def any_overload(node: fx.Node) -> Any:
 
 
 def packet(node: fx.Node) -> Any:
-    """The same as ``any_overload``, but an overload with other arguments than the passes know (``OVERLOADS``) stands for itself, so
-    that no pass takes it for the operator it is named after.
+    """The same as ``any_overload``, but an overload with arguments that the passes do not know (``OVERLOADS``) is returned
+    itself, so that no pass takes it for the operator it is named after.
     """
     whole = any_overload(node)
     known = OVERLOADS.get(whole)

@@ -9,6 +9,7 @@ with that can be done here.
 
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
+from dataclasses import fields
 from typing import Any
 
 from torch import nn
@@ -17,7 +18,7 @@ from taylorseer_fx.attach import is_pipeline, neither
 from taylorseer_fx.attach_guiders import guiders
 from taylorseer_fx.attach_modular import is_modular
 from taylorseer_fx.backend import TaylorSeerBackend
-from taylorseer_fx.config import BackendConfig
+from taylorseer_fx.config import BackendConfig, hint_on
 from taylorseer_fx.denoisers import denoisers_of
 from taylorseer_fx.errors import ConfigError
 from taylorseer_fx.handle import Acceleration
@@ -43,7 +44,8 @@ def accelerate(
         pipe_or_model: a pipeline, also a modular one, or a model.
         compile: "whole", each denoiser as one, whose forecast steps are the fastest; or "blocks", by the repeated blocks that the
             model lists, which compile in a fraction of the time, however many there are. "auto": by blocks where there are more
-            than 32, unless their step could not be determined; the handle's text reports what was chosen, and why.
+            than 32, unless their step could not be determined; with a ``plan``, as the plan was made. The handle's text reports
+            what was chosen, and why.
         denoisers: names of the components to compile, in place of those found.
         settings: of ``taylorseer_backend``: ``speedup=5.0``, or ``order``, ``interval``, ``plan`` and so on.
 
@@ -53,6 +55,7 @@ def accelerate(
     Raises:
         ConfigError: a setting is wrong, nothing denoises, or something is compiled already: by ``accelerate``, perhaps.
     """
+    _must_be_known(settings)
     config = BackendConfig.from_options(settings)
     if compile not in WAYS:
         raise ConfigError("compile", " or ".join(map(repr, WAYS)), compile)
@@ -67,6 +70,17 @@ def accelerate(
             undoing.callback(backend.detach)
             backend.attach(pipe_or_model)
         return Acceleration(type(pipe_or_model).__name__, config, backends, compiled, undoing.pop_all())
+
+
+def _must_be_known(settings: Mapping[str, Any]) -> None:
+    """Raises:
+    ConfigError: a name in ``settings`` is that of no setting.
+    """
+    known = ["compile", "denoisers", *(setting.name for setting in fields(BackendConfig))]
+    for name in settings:
+        if name not in known:
+            hint = hint_on(name, known, f"compiler_options={{{name!r}: ...}}")
+            raise ConfigError("setting", "one of " + ", ".join(known), name, hint)
 
 
 def _models(target: Any, names: Iterable[str] | None) -> dict[str, nn.Module]:
@@ -108,12 +122,15 @@ def _choose(target: Any, model: nn.Module, config: BackendConfig) -> tuple[str, 
     num_blocks = num_repeated_blocks(model)
     if not num_blocks:
         return "whole", "it lists no repeated blocks"
-    if num_blocks <= WHOLE_UP_TO:
+    is_planned_by_blocks = config.plan is not None and config.plan.num_regions < num_blocks
+    if num_blocks <= WHOLE_UP_TO and not is_planned_by_blocks:
         return "whole", f"{num_blocks} repeated block{'s' * (num_blocks != 1)}"
     if config.granularity == "stack" or config.memory_budget is not None:
         return "whole", "a stack spans all blocks" if config.granularity == "stack" else "memory_budget is that of all blocks"
     if not _can_tell_steps(target, model):
         return "whole", "nothing tells the step but the timestep, which no block takes"
+    if config.plan is not None:
+        return ("blocks", "as in the plan") if is_planned_by_blocks else ("whole", "as in the plan")
     return "blocks", f"more than {WHOLE_UP_TO}"
 
 

@@ -2,7 +2,7 @@
 
 import difflib
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from itertools import pairwise
 from typing import Any
@@ -147,10 +147,7 @@ class BackendConfig:
         known = [f.name for f in fields(cls)]
         for name in options:
             if name not in known:
-                close = difflib.get_close_matches(str(name), known, n=1)
-                hint = f"Did you mean {close[0]!r}?" if close else ""
-                if name in list_options():
-                    hint = f"Options of Inductor go into one of these: options={{'compiler_options': {{{name!r}: ...}}}}."
+                hint = hint_on(name, known, f"options={{'compiler_options': {{{name!r}: ...}}}}")
                 raise ConfigError("option name", "one of " + ", ".join(known), name, hint)
         return cls(**options)
 
@@ -177,6 +174,14 @@ class BackendConfig:
         if self.speedup is not None:
             return Placement(self.speedup, self.num_steps)
         return Schedule(self.interval, self.warmup, self.full_steps)
+
+
+def hint_on(name: str, known: Sequence[str], for_inductor: str) -> str:
+    """The hint on a setting that is not among ``known``: how to give an option of Inductor, or the nearest name."""
+    if name in list_options():
+        return f"Options of Inductor go into one of these: {for_inductor}."
+    close = difflib.get_close_matches(str(name), known, n=1)
+    return f"Did you mean {close[0]!r}?" if close else ""
 
 
 def _check_int(name: str, value: object, low: int, high: int | None = None, hint: str = "") -> None:

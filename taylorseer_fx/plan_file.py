@@ -17,6 +17,7 @@ from taylorseer_fx.errors import ConfigError
 
 SCHEMA = 1
 FILE_NAME = "taylorseer_plan.json"  # in a repository of the Hugging Face hub
+WAYS_DIFFER = '(compiled whole, a model has other graphs than by its blocks: accelerate takes compile="whole" or "blocks")'
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,11 @@ class PlanFile:
     curve: tuple[Mapping[str, float | None], ...] = field(default=(), compare=False)
     versions: Mapping[str, str] = field(default_factory=dict, compare=False)
 
+    @property
+    def num_regions(self) -> int:
+        """The regions of the graph that has most: fewer than the model has blocks, if it was compiled by these."""
+        return max((sum(count for _, count in graph.kinds) for graph in self.graphs), default=0)
+
     def list_for(self, speedup: float | None) -> tuple[int, ...]:
         """The list of ``ceil(num_steps / speedup)`` full steps; the only one there is, where ``speedup`` is None.
 
@@ -85,7 +91,7 @@ class PlanFile:
     def differences(self, graph: GraphSignature) -> Iterator[str]:
         """Name what differs in a graph that was compiled."""
         if graph not in self.graphs:
-            yield f"the model: the plan is for {' and '.join(map(str, self.graphs))}, here is {graph}"
+            yield f"the model: the plan is for {' and '.join(map(str, self.graphs))}, here is {graph} {WAYS_DIFFER}"
 
     def differences_of_run(self, run: RunSignature) -> Iterator[str]:
         """Name what differs in a run of an attached pipeline."""

@@ -25,7 +25,7 @@ from diffusers.modular_pipelines.wan.modular_blocks_wan22 import Wan22CoreDenois
 from torch import Tensor, nn
 
 import taylorseer_fx.acceleration
-from taylorseer_fx import ConfigError, NothingCompiledError, TaylorSeerBackend, accelerate, taylorseer_backend
+from taylorseer_fx import ConfigError, NothingCompiledError, TaylorSeerBackend, accelerate, calibrate, taylorseer_backend
 from taylorseer_fx.bench.pipelines import (
     TEXT_WIDTH,
     both_prompts,
@@ -40,6 +40,7 @@ from taylorseer_fx.bench.pipelines import (
 from taylorseer_fx.bench.workloads import tiny_flux_transformer, tiny_wan_transformer
 from taylorseer_fx.compat import ISOLATED
 from taylorseer_fx.denoisers import denoisers_of
+from taylorseer_fx.plan_file import GraphSignature, PlanFile
 from tests.pipelines import CASES
 from tests.test_attach import TinyPipeline, cached
 from tests.test_attach_modular import cfg, pipeline
@@ -302,6 +303,41 @@ class TestWays:
         pipe.scheduler = DDIMScheduler()
         assert why in str(accelerate(pipe, **SETTINGS))
 
+    @pytest.mark.parametrize(
+        ("limit", "num_regions", "way"),
+        [
+            (0, 8, "whole (as in the plan)"),
+            (0, 3, "by its 4 repeated blocks (as in the plan)"),
+            (9, 3, "by its 4 repeated blocks (as in the plan)"),
+            (9, 8, "whole (4 repeated blocks)"),
+        ],
+    )
+    def test_auto_compiles_as_the_plan_was_made(self, monkeypatch, limit, num_regions, way):
+        """A graph of the whole has a region or more per block; those of its blocks, which are alike, have fewer than blocks."""
+        monkeypatch.setattr(taylorseer_fx.acceleration, "WHOLE_UP_TO", limit)
+        graph = GraphSignature((("attention", num_regions),), (f"{num_regions} float32[*, 4, 4]",))
+        plan = PlanFile(num_steps=6, order=1, granularity="module", full_steps=((0, 2, 4),), graphs=(graph,))
+        assert f"compiled {way}" in str(accelerate(flux(), plan=plan, compiler="eager"))
+
+    @pytest.mark.parametrize("way", ["whole", "blocks"])
+    def test_a_plan_of_one_way_suits_auto(self, monkeypatch, way):
+        """Calibrated whole, and used where "auto" would compile by blocks; and the other way round."""
+        pipe = flux()
+        handle = accelerate(pipe, compile=way, order=1, interval=3, warmup=2, compiler="eager")
+        (backend,) = handle.backends.values()
+        found = calibrate(lambda: flux_run(pipe), backend, NUM_STEPS, full_steps=(3,), moves=0)
+        handle.undo()
+        monkeypatch.setattr(taylorseer_fx.acceleration, "WHOLE_UP_TO", 9 if way == "blocks" else 0)
+        handle = accelerate(pipe, plan=found.plan(), compiler="eager")
+        flux_run(pipe)
+        assert handle.stats().full_calls > 0
+        assert handle.stats().forecast_calls > 0
+        other = {"whole": "blocks", "blocks": "whole"}[way]
+        handle.undo()
+        accelerate(pipe, plan=found.plan(), compile=other, compiler="eager")
+        with pytest.raises(ConfigError, match=r'accelerate takes compile="whole" or "blocks"'):
+            flux_run(pipe)
+
     def test_blocks_of_a_model_that_lists_none(self):
         with pytest.raises(
             ConfigError, match=r"compile must be 'auto' or 'whole' for this model, got 'blocks'. DiTTransformer2D"
@@ -450,7 +486,10 @@ class TestErrors:
         ("settings", "text"),
         [
             ({"compile": "fast"}, r"compile must be 'auto' or 'whole' or 'blocks', got 'fast'"),
-            ({"oder": 2}, r"Did you mean 'order'\?"),
+            ({"oder": 2}, r"setting must be one of compile, denoisers, order, .*, got 'oder'. Did you mean 'order'\?"),
+            ({"denoiser": ["transformer"]}, r"Did you mean 'denoisers'\?"),
+            ({"epilogue_fusion": True}, r"Options of Inductor go into one of these: compiler_options={'epilogue_fusion': ...}\."),
+            ({"unknown_setting": 1}, r"got 'unknown_setting'$"),
             ({"order": 9}, r"order must be an int of 0 to 4, got 9"),
             ({"speedup": 2, "interval": 3}, r"interval must be left out when speedup is given"),
             ({"denoisers": ["unet"]}, r"denoisers must be a list of components that are models: 'transformer', got \['unet'\]"),

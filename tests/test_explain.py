@@ -95,7 +95,7 @@ transformer_blocks.1.ff.net  mlp        float32[2, 16, 32]  all     8.00 KiB""",
         """What is found, what each kind of step does, the schedule, the buffers, the time. Ops and bytes vary with torch."""
         _, report = explained(order=2, interval=6)
         text = re.sub(r"\d+ ops", "N ops", section(report, "granularity"))
-        text = re.sub(r"[\d.]+ [KM]iB(?! a stream)", "N bytes", text)
+        text = re.sub(r"[\d.]+ [KM]iB(?! per stream)", "N bytes", text)
         self.assertExpectedInline(
             text,
             """\
