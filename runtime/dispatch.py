@@ -210,9 +210,9 @@ _NO_REGIONS = (
 )
 
 _CHANGED = (
-    "at step {step} of a generation the input sizes changed (batch, resolution or dtype), or a part of the model was called that "
-    "was not called before, so the derivatives were reset and the warm-up of full steps begins again. Keep these constant within "
-    "a generation to avoid it."
+    "at step {step} of a generation the input sizes changed (batch, resolution or dtype), or calls reached a part of the model "
+    "that was not called before, so the derivatives were reset and the warm-up of full steps begins again. Keep these constant "
+    "within a generation to avoid it."
 )
 
 _NO_STEP = (
