@@ -16,7 +16,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="taylorseer-fx", description="Forecast most steps of a Diffusion Transformer.")
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", required=True)
-    for add in (_add_demo, _add_plan, _add_calibrate, _add_bench, _add_doctor):
+    for add in (_add_demo, _add_app, _add_plan, _add_calibrate, _add_bench, _add_doctor):
         add(commands)
     args = parser.parse_args(argv)
     run: Callable[[argparse.Namespace], int] = args.run
@@ -25,7 +25,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] == "taylorseer_fx":
             raise
-        print(f'taylorseer-fx {args.command} needs {error.name}: pip install "taylorseer-fx[demo]"', file=sys.stderr)
+        extra = "app" if args.command == "app" else "demo"
+        print(f'taylorseer-fx {args.command} needs {error.name}: pip install "taylorseer-fx[{extra}]"', file=sys.stderr)
         return 1
 
 
@@ -48,6 +49,26 @@ def _demo(args: argparse.Namespace) -> int:
         from taylorseer_fx.demo.runs import demo_config
 
     run_demo(demo_config(args.model, args.quick), args.out, Console(), args.json)
+    return 0
+
+
+def _add_app(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    app = commands.add_parser("app", help="choose settings on a page of this machine, and see pictures, steps and seconds")
+    app.add_argument("--port", type=int, default=7860, help="of the page; 0 for any that is free (default: %(default)s)")
+    app.add_argument("--open", action="store_true", dest="opens", help="open the page in a browser")
+    app.set_defaults(run=_app)
+
+
+def _app(args: argparse.Namespace) -> int:
+    from taylorseer_fx.errors import ConfigError
+
+    with _without_torchao():
+        from taylorseer_fx.app.main import run_app
+    try:
+        run_app(args.port, args.opens, lambda text: print(text, flush=True))
+    except ConfigError as error:
+        print(f"taylorseer-fx app: {error}", file=sys.stderr)
+        return 2
     return 0
 
 

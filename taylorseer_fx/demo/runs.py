@@ -1,9 +1,12 @@
-"""Generate the same pictures from the same noise eagerly, with plain ``torch.compile``, and with forecasting; time every step."""
+"""Generate the same pictures from the same noise eagerly, with plain ``torch.compile``, and with forecasting; time every step.
+
+The page (``taylorseer_fx.app``) takes all but the three ways themselves from here.
+"""
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -18,19 +21,33 @@ Denoiser = Callable[..., tuple[Tensor, ...]]
 
 
 @dataclass(frozen=True)
-class DemoConfig:
-    """Size of the demo: ``rows`` pictures of each class."""
+class Generation:
+    """What is generated: ``rows`` pictures of each class, from the noise of ``seed``."""
 
     model: Shipped = DIGITS
     num_steps: int = 50
     rows: int = 6
-    order: int = 1
-    interval: int = 5
-    warmup: int = 3
+    guidance: float = 2.0
+    seed: int = 0
 
     @property
     def labels(self) -> Tensor:
         return torch.arange(NUM_CLASSES).repeat(self.rows)
+
+    def steps(self, denoiser: Denoiser) -> Iterator[Tensor]:
+        """The pictures ``[n, 1, side, side]`` after each step."""
+        return self.model.denoising_steps(
+            denoiser, self.labels, num_steps=self.num_steps, guidance_scale=self.guidance, seed=self.seed
+        )
+
+
+@dataclass(frozen=True)
+class DemoConfig(Generation):
+    """Size of the demo, and how it forecasts."""
+
+    order: int = 1
+    interval: int = 5
+    warmup: int = 3
 
     @property
     def schedule(self) -> Schedule:
@@ -82,20 +99,32 @@ class Run:
 
 @dataclass
 class Contestant:
-    """A denoiser made ready, and the seconds of every call since."""
+    """A denoiser made ready; since ``forget`` the seconds of every call, and which calls were full: all that its backend did not
+    count as forecast.
+    """
 
     name: str
     denoiser: Denoiser
-    full_steps: tuple[int, ...]
     backend: TaylorSeerBackend | None = None
     compile_seconds: float = 0.0
     seconds: list[float] = field(default_factory=list)
+    full_steps: list[int] = field(default_factory=list)
 
     def __call__(self, *args: Any, **kwargs: Any) -> tuple[Tensor, ...]:
-        started = time.perf_counter()
+        before, started = self._num_forecast(), time.perf_counter()
         result = self.denoiser(*args, **kwargs)
         self.seconds.append(time.perf_counter() - started)
+        if self._num_forecast() == before:
+            self.full_steps.append(len(self.seconds) - 1)
         return result
+
+    def _num_forecast(self) -> int:
+        return self.backend.stats().forecast_calls if self.backend is not None else 0
+
+    def forget(self) -> None:
+        """Begin a run."""
+        self.seconds.clear()
+        self.full_steps.clear()
 
 
 def start_compiler() -> None:
@@ -106,27 +135,37 @@ def start_compiler() -> None:
 
 def eager(config: DemoConfig) -> Contestant:
     """The model as it is."""
-    return _warmed_up(Contestant("eager", config.model.load(), tuple(range(config.num_steps))), config)
+    return _compiled_anew(Contestant("eager", config.model.load()), config)
 
 
 def compiled(config: DemoConfig) -> Contestant:
     """Plain ``torch.compile``."""
-    return _warmed_up(Contestant("torch.compile", torch.compile(config.model.load()), tuple(range(config.num_steps))), config)
+    return _compiled_anew(Contestant("torch.compile", torch.compile(config.model.load())), config)
 
 
 def forecast(config: DemoConfig) -> Contestant:
     """Ours."""
     backend = config.backend()
-    full_steps = config.schedule.full_steps_of(config.num_steps)
-    model = torch.compile(config.model.load(), backend=backend)
-    return _warmed_up(Contestant("taylorseer_fx", model, tuple(full_steps), backend), config)
+    return _compiled_anew(Contestant("taylorseer_fx", torch.compile(config.model.load(), backend=backend), backend), config)
 
 
-def generate_in_turns(contestants: Sequence[Contestant], config: DemoConfig, on_step: Callable[[], None]) -> list[Run]:
+def warm_up(contestant: Contestant, generation: Generation) -> Contestant:
+    """Make it call its denoiser twice, of which the first call compiles; ``compile_seconds`` is what that took longer."""
+    contestant.forget()
+    for _ in replace(generation, num_steps=2).steps(contestant):
+        pass
+    first, second = contestant.seconds
+    contestant.compile_seconds = first - second
+    contestant.forget()
+    if contestant.backend is not None:
+        contestant.backend.reset()
+    return contestant
+
+
+def generate_in_turns(contestants: Sequence[Contestant], generation: Generation, on_step: Callable[[], None]) -> list[Run]:
     """All generate the same pictures, each taking a step in turn, so that a slow spell of the machine falls on all of them."""
-    loops = [config.model.denoising_steps(contestant, config.labels, num_steps=config.num_steps) for contestant in contestants]
     samples: tuple[Tensor, ...] = ()
-    for latents in zip(*loops, strict=True):
+    for latents in zip(*(generation.steps(contestant) for contestant in contestants), strict=True):
         samples = latents
         on_step()
     return [_run(contestant, images) for contestant, images in zip(contestants, samples, strict=True)]
@@ -137,19 +176,13 @@ def _run(contestant: Contestant, samples: Tensor) -> Run:
         name=contestant.name,
         samples=samples,
         step_seconds=tuple(contestant.seconds),
-        full_steps=contestant.full_steps,
+        full_steps=tuple(contestant.full_steps),
         compile_seconds=contestant.compile_seconds,
         buffer_bytes=contestant.backend.stats().buffer_bytes if contestant.backend is not None else 0,
     )
 
 
-def _warmed_up(contestant: Contestant, config: DemoConfig) -> Contestant:
-    """Two calls, of which the first compiles: for real, with empty caches, also when the demo ran before."""
+def _compiled_anew(contestant: Contestant, config: DemoConfig) -> Contestant:
+    """For real, with empty caches, also when the demo ran before."""
     with fresh_cache():
-        config.model.sample(contestant, config.labels, num_steps=2)
-    first, second = contestant.seconds
-    contestant.compile_seconds = first - second
-    contestant.seconds.clear()
-    if contestant.backend is not None:
-        contestant.backend.reset()
-    return contestant
+        return warm_up(contestant, config)
