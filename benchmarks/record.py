@@ -5,6 +5,7 @@ python -m benchmarks.record steps --only floor update                 of the ben
 python -m benchmarks.record comparison --only digits flux             of the workloads just these
 python -m benchmarks.record claims [--samples 2000] [--cells N]       hours; goes on where it was broken off
 python -m benchmarks.record claims --model fashion --samples 500      the main cells only
+python -m benchmarks.record claims --samples 10000 --workers 2        drawn by workers of Ray, the same pictures
 """
 
 import argparse
@@ -104,7 +105,7 @@ def record_comparison(only: Sequence[str] = (), methods: str = "all") -> None:
         write_documents(so_far, ROOT / "docs" / "comparison")
 
 
-def record_claims(model: Shipped, num_samples: int, limit: int | None) -> None:
+def record_claims(model: Shipped, num_samples: int, limit: int | None, workers: int = 0) -> None:
     """The paper's claims in kind: all cells on the digits model, the main ones on the larger."""
     is_digits = model is DIGITS
     name = "claims" if is_digits else f"claims-{model.name}"
@@ -112,7 +113,7 @@ def record_claims(model: Shipped, num_samples: int, limit: int | None) -> None:
     def say(number: int, total: int, key: str) -> None:
         print(f"{datetime.datetime.now():%H:%M:%S}  {number + 1} of {total}  {key}", flush=True)
 
-    done = run_claims(RESULTS / f"{name}.json", num_samples, Sampler(model), say, limit, brief=not is_digits)
+    done = run_claims(RESULTS / f"{name}.json", num_samples, Sampler(model, workers=workers), say, limit, brief=not is_digits)
     content = json.loads((RESULTS / f"{name}.json").read_text())
     folder = ROOT / "docs" / "comparison"
     folder.mkdir(parents=True, exist_ok=True)
@@ -147,6 +148,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=2000, help="of each of the main cells of claims (default: %(default)s)")
     parser.add_argument("--model", choices=list(SHIPPED), default=DIGITS.name, help="of claims (default: %(default)s)")
     parser.add_argument("--cells", type=int, help="of claims, at most so many in this run")
+    parser.add_argument("--workers", type=int, default=0, help="of Ray, that draw the samples of claims (default: this process)")
     parser.add_argument(
         "--only", nargs="+", default=[], metavar="NAME", help="benchmarks/test_NAME.py of steps, or workloads of comparison"
     )
@@ -154,7 +156,7 @@ def main() -> None:
     args = parser.parse_args()
     for part in args.parts:
         if part == "claims":
-            record_claims(SHIPPED[args.model], args.samples, args.cells)
+            record_claims(SHIPPED[args.model], args.samples, args.cells, args.workers)
         else:
             parts[part]()
 

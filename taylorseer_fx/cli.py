@@ -9,6 +9,7 @@ from pathlib import Path
 from taylorseer_fx.version import __version__
 
 MODELS = ("digits", "fashion")  # with trained weights in the package; ``taylorseer_fx.shipped`` has them
+EXTRAS = {"ray": "ray", "pyarrow": "ray"}  # what brings a package; all others come with "demo"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -16,7 +17,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="taylorseer-fx", description="Forecast most steps of a Diffusion Transformer.")
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", required=True)
-    for add in (_add_demo, _add_app, _add_plan, _add_calibrate, _add_bench, _add_doctor):
+    for add in (_add_demo, _add_app, _add_plan, _add_calibrate, _add_sample, _add_bench, _add_doctor):
         add(commands)
     args = parser.parse_args(argv)
     run: Callable[[argparse.Namespace], int] = args.run
@@ -144,6 +145,46 @@ def _plan(args: argparse.Namespace) -> int:
     return 0
 
 
+def _add_sample(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    text = "draw many pictures of a shipped model with several workers, of a Ray of its own or of a cluster; goes on where it was"
+    sample = commands.add_parser("sample", help=text)
+    sample.add_argument("--model", choices=MODELS, default=MODELS[0], help="one of the two that ship (default: %(default)s)")
+    sample.add_argument("--count", type=int, default=100, help="pictures, of the classes in turn (default: %(default)s)")
+    sample.add_argument("--workers", type=int, default=2, help="processes that draw, a core each (default: %(default)s)")
+    sample.add_argument("--address", help='of a Ray cluster: "auto" or HOST:PORT (default: a Ray of this process)')
+    sample.add_argument("--out", type=Path, help="folder of the pictures (default: MODEL-samples)")
+    sample.add_argument("--files", choices=("parquet", "png"), default="parquet", help="what is written (default: %(default)s)")
+    sample.add_argument("--steps", type=int, default=50, help="denoising steps (default: %(default)s)")
+    sample.add_argument("--speedup", type=float, default=3.0, help="steps over full steps (default: %(default)s)")
+    sample.add_argument("--order", type=int, default=1, help="of the polynomial (default: %(default)s)")
+    sample.add_argument("--granularity", choices=("module", "stack"), default="module", help="default: %(default)s")
+    sample.add_argument("--guidance", type=float, default=2.0, help="scale (default: %(default)s)")
+    sample.add_argument("--seed", type=int, default=0, help="of the noise (default: %(default)s)")
+    sample.add_argument("--batch", type=int, default=50, help="pictures in one call of the model (default: %(default)s)")
+    sample.set_defaults(run=_sample)
+
+
+def _sample(args: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from taylorseer_fx.errors import ConfigError
+
+    with _without_torchao():
+        from taylorseer_fx.ray.command import Job, run_sample
+    schedule = {"num_steps": args.steps, "speedup": args.speedup, "order": args.order, "granularity": args.granularity}
+    drawing = {"guidance": args.guidance, "seed": args.seed, "batch_size": args.batch, "files": args.files}
+    out = args.out or Path(f"{args.model}-samples")
+    try:
+        run_sample(Job(args.model, args.count, args.workers, **schedule, **drawing), out, Console(), args.address)
+    except ConfigError as error:
+        print(f"taylorseer-fx sample: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"taylorseer-fx sample: stopped; the same command goes on with what is in {out}", file=sys.stderr)
+        return 130
+    return 0
+
+
 @contextmanager
 def _without_torchao() -> Iterator[None]:
     """Keep diffusers from loading torchao, should it be there: nothing is quantised here, and it would begin the screen with its
@@ -174,6 +215,7 @@ def _add_bench(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     bench.add_argument(
         "--samples", type=int, default=0, help="digits: pictures per method for the Frechet distance (default: none)"
     )
+    bench.add_argument("--workers", type=int, default=0, help="processes of Ray that draw these (default: this process)")
     bench.add_argument("--out", type=Path, default=Path("taylorseer-bench"), help="folder of the report (default: %(default)s)")
     bench.set_defaults(run=_bench)
 
@@ -191,7 +233,10 @@ def _bench(args: argparse.Namespace) -> int:
     if args.rounds < 1:
         print(f"taylorseer-fx bench: --rounds must be at least 1, got {args.rounds}", file=sys.stderr)
         return 2
-    settings = MeasureSettings(args.rounds, args.warm_start, args.samples)
+    if args.workers < 0:
+        print(f"taylorseer-fx bench: --workers must be at least 0, got {args.workers}", file=sys.stderr)
+        return 2
+    settings = MeasureSettings(args.rounds, args.warm_start, args.samples, args.workers)
     run_bench(args.workloads or DEFAULT, settings, args.out, Console(), args.methods)
     return 0
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._dynamo.exc import ShortenTraceback  # such an error reaches the user as it is
+from torch._dynamo.utils import counters as compile_counters  # of this process: graphs, hits and misses of caches
 from torch._dynamo.utils import dynamo_timed
 from torch._functorch import config as functorch_config  # of AOTAutograd's cache
 from torch._functorch.compile_utils import fx_graph_cse
@@ -65,6 +66,7 @@ __all__ = [
     "PicklerOptions",
     "ShortenTraceback",
     "TracingContext",
+    "compile_counters",
     "compile_fx",
     "compile_fx_inner",
     "current_cuda_stream",

@@ -5,8 +5,10 @@ Cells are kept in a JSON as they are done, so that a run that was broken off goe
 """
 
 import json
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from torch import Tensor
 
 from taylorseer_fx.backend import taylorseer_backend
 from taylorseer_fx.bench.fidelity import psnr, ssim
+from taylorseer_fx.bench.fleet import draw_batches
 from taylorseer_fx.bench.frechet import distance_from_real, feature_space
 from taylorseer_fx.bench.results import describe_machine
 from taylorseer_fx.runtime.schedule import Schedule
@@ -64,24 +67,44 @@ def cells(num_samples: int, brief: bool = False) -> Iterator[Cell]:
 
 @dataclass(frozen=True)
 class Sampler:
-    """Draws in batches, so that one compiled graph serves all. ``compiler`` "eager" is for tests."""
+    """Draws in batches, so that one compiled graph serves all; by ``workers`` of Ray, or in this process for 0.
+
+    ``compiler`` "eager" is for tests.
+    """
 
     model: Shipped = DIGITS
     batch: int = 100
     compiler: str = "inductor"
     num_steps: int = NUM_STEPS
+    workers: int = 0
 
     def __call__(self, cell: Cell) -> Tensor:
-        """``[cell.num_samples, 1, 8, 8]``; batch ``i`` is the same noise and classes in every cell."""
+        """``[cell.num_samples, 1, 8, 8]``; batch ``i`` is the same noise and classes in every cell.
+
+        Raises:
+            ValueError: ``workers`` are to draw batches that are not all of one size.
+        """
+        count = math.ceil(cell.num_samples / self.batch)
+        if self.workers and cell.num_samples % self.batch:
+            raise ValueError(f"with workers, samples must be a multiple of {self.batch}, got {cell.num_samples}")
+        if self.workers:
+            return draw_batches(partial(self.batches_of, cell), count, self.workers)
+        return torch.cat([*map(self.batches_of(cell), range(count))])
+
+    def batches_of(self, cell: Cell) -> Callable[[int], Tensor]:
+        """Compile for a cell; returns what draws batch ``i``."""
         torch._dynamo.reset()
         forget, denoiser = self._denoiser(cell)
         steps = cell.full_steps if cell.method == "fewer steps" else self.num_steps
-        drawn = []
-        for number, begin in enumerate(range(0, cell.num_samples, self.batch)):
+
+        def draw(number: int) -> Tensor:
+            begin = number * self.batch
             labels = wanted(begin, min(self.batch, cell.num_samples - begin))
-            drawn.append(self.model.sample(denoiser, labels, num_steps=steps, guidance_scale=GUIDANCE, seed=number))
+            drawn = self.model.sample(denoiser, labels, num_steps=steps, guidance_scale=GUIDANCE, seed=number)
             forget()
-        return torch.cat(drawn)
+            return drawn
+
+        return draw
 
     def _denoiser(self, cell: Cell) -> tuple[Callable[[], None], Callable[..., Any]]:
         model = self.model.load().requires_grad_(False)

@@ -13,6 +13,7 @@ from torch._inductor.utils import fresh_cache
 
 from taylorseer_fx.bench import fidelity
 from taylorseer_fx.bench.counting import Counts, count_eager, count_ours
+from taylorseer_fx.bench.fleet import BatchesOfMethod, draw_batches
 from taylorseer_fx.bench.methods.official import OfficialHooks
 from taylorseer_fx.bench.methods.plain import Plain
 from taylorseer_fx.bench.observing import DynamoFacts, Observation, graph_call_median, live_tensor_bytes, observe, with_peak_bytes
@@ -25,12 +26,14 @@ AGREES_WITHIN = 0.02  # relative L2 of a compiled peer's result from its eager t
 @dataclass(frozen=True)
 class MeasureSettings:
     """``rounds`` of one run each; ``warm_start``: also the seconds of a first run with warm caches; ``samples``:
-    on the digits, so many pictures a method for Frechet distance and class accuracy (0: accuracy on those of one run).
+    on the digits, so many pictures a method for Frechet distance and class accuracy (0: accuracy on those of one run), drawn by
+    ``workers`` of Ray (0: in this process).
     """
 
     rounds: int = 3
     warm_start: bool = False
     samples: int = 0
+    workers: int = 0
 
 
 @dataclass
@@ -170,12 +173,16 @@ class Bench:
             return {}
         from taylorseer_fx.bench.frechet import distance_from_real
 
-        drawn: list[torch.Tensor] = []
-        while sum(map(len, drawn)) < wanted:
-            drawn.append(runner.run(seed=len(drawn)))
-        samples = torch.cat(drawn)
+        samples = self._many(method, runner, wanted)
         distance = distance_from_real(model, samples)
         return {"frechet": distance, "frechet_samples": len(samples), "class_accuracy": self.judge(samples)}
+
+    def _many(self, method: Method, runner: Runner, wanted: int) -> torch.Tensor:
+        """At least so many pictures, in whole batches; the seed of each is its number."""
+        count = math.ceil(wanted / len(self.reference.result))
+        if self.settings.workers:
+            return draw_batches(BatchesOfMethod(method, self.case), count, self.settings.workers)
+        return torch.cat([runner.run(seed=number) for number in range(count)])
 
 
 def _observed_twice(runner: Runner, live_before: int) -> tuple[Observation, torch.Tensor, int]:

@@ -42,12 +42,20 @@ def sample_digits(
 
 
 def denoising_steps(
-    denoiser: Denoiser, labels: Tensor, *, num_steps: int = 50, guidance_scale: float = 2.0, seed: int = 0
+    denoiser: Denoiser,
+    labels: Tensor,
+    *,
+    num_steps: int = 50,
+    guidance_scale: float = 2.0,
+    seed: int = 0,
+    noise: Tensor | None = None,
 ) -> Iterator[Tensor]:
-    """Sample as ``sample_digits`` does, a step at a time: yields the latents after each."""
+    """Sample as ``sample_digits`` does, a step at a time: yields the latents after each; from ``noise`` if given."""
     scheduler = build_scheduler()
     scheduler.set_timesteps(num_steps)
-    latents = torch.randn(len(labels), 1, 8, 8, generator=torch.Generator().manual_seed(seed))
+    if noise is None:
+        noise = torch.randn(len(labels), 1, 8, 8, generator=torch.Generator().manual_seed(seed))
+    latents = noise
     has_guidance = guidance_scale != 1
     class_labels = torch.cat([labels, torch.full_like(labels, NULL_CLASS)]) if has_guidance else labels
     for t in scheduler.timesteps:

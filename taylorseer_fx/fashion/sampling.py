@@ -38,12 +38,19 @@ def sample_fashion(
 
 
 def denoising_steps(
-    denoiser: Denoiser, labels: Tensor, *, num_steps: int = 28, guidance_scale: float = 2.0, seed: int = 0
+    denoiser: Denoiser,
+    labels: Tensor,
+    *,
+    num_steps: int = 28,
+    guidance_scale: float = 2.0,
+    seed: int = 0,
+    noise: Tensor | None = None,
 ) -> Iterator[Tensor]:
-    """Sample as ``sample_fashion`` does, a step at a time: yields the noisy pictures after each."""
+    """Sample as ``sample_fashion`` does, a step at a time: yields the noisy pictures after each; from ``noise`` if given."""
     scheduler = build_scheduler()
     scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / num_steps, num_steps))  # as FluxPipeline does
-    noise = torch.randn(len(labels), 1, IMAGE_SIZE, IMAGE_SIZE, generator=torch.Generator().manual_seed(seed))
+    if noise is None:
+        noise = torch.randn(len(labels), 1, IMAGE_SIZE, IMAGE_SIZE, generator=torch.Generator().manual_seed(seed))
     tokens = pack(noise)
     has_guidance = guidance_scale != 1
     inputs = class_inputs(torch.cat([labels, torch.full_like(labels, NULL_CLASS)]) if has_guidance else labels)

@@ -1,0 +1,86 @@
+"""Ray itself: one of our own on this machine, quiet and gone afterwards, or a cluster by its address."""
+
+import logging
+import os
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import ray
+from ray.data import DataContext
+
+from taylorseer_fx.errors import ConfigError
+
+OBJECT_STORE_BYTES = 256 << 20  # what is sent are rows and reports; pictures are written by the workers
+CONNECT_TIMEOUT_S = 5.0
+QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # else it warns of what it will do in a later version
+    "RAY_BACKEND_LOG_LEVEL": "fatal",  # of its C++ part, which writes to the console
+}
+
+
+@contextmanager
+def connected(workers: int, address: str | None = None) -> Iterator[None]:
+    """Have a Ray inside: the one that is connected already, else the cluster at ``address``, else one for this process.
+
+    Args:
+        workers: processes that an own Ray has room for, a core each.
+        address: of a cluster: "auto" or "HOST:PORT".
+
+    Raises:
+        ConfigError: ``workers`` is below 1, or there is no cluster at ``address``.
+    """
+    if workers < 1:
+        raise ConfigError("workers", "at least 1", workers)
+    if ray.is_initialized():
+        if address is not None:
+            raise ConfigError("address", "left out where Ray is connected already", address)
+        yield
+        return
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
+    try:
+        if address is None:
+            own = {"num_cpus": workers + 1, "include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
+            ray.init(address="local", **own, **quiet)
+        else:
+            _join(address, quiet)
+        with _quiet_data():
+            yield
+    finally:
+        ray.shutdown()
+
+
+def _join(address: str, quiet: Mapping[str, object]) -> None:
+    allowed = 'that of a running Ray cluster, "auto" or "HOST:PORT"'
+    hint = "'ray start --head' starts one, and prints its address; without an address, a Ray of this process's own is used."
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if address != "auto":
+        if not port.isdigit() or not host:
+            raise ConfigError("address", allowed, address, hint)
+        try:
+            socket.create_connection((host, int(port)), CONNECT_TIMEOUT_S).close()
+        except (OSError, OverflowError) as error:
+            raise ConfigError("address", allowed, address, f"Nothing answers there ({error}). {hint}") from None
+    try:
+        ray.init(address=address, **quiet)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise ConfigError("address", allowed, address, f"Ray could not join it ({error}). {hint}") from error
+
+
+@contextmanager
+def _quiet_data() -> Iterator[None]:
+    """Ray Data without its bars and its lines on the console; its log files are as ever."""
+    context, loggers = DataContext.get_current(), [logging.getLogger(name) for name in ("ray.data", "ray")]
+    before = context.enable_progress_bars, [logger.level for logger in loggers]
+    context.enable_progress_bars = False
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        context.enable_progress_bars = before[0]
+        for logger, level in zip(loggers, before[1], strict=True):
+            logger.setLevel(level)
