@@ -3,6 +3,8 @@
 import logging
 import os
 import socket
+import sys
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
@@ -18,6 +20,7 @@ QUIET = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # else it warns of what it will do in a later version
     "RAY_BACKEND_LOG_LEVEL": "fatal",  # of its C++ part, which writes to the console
 }
+ABOUT_QUIET = b"Set ray log level from environment variable"  # what that part then writes to the console
 
 
 @contextmanager
@@ -42,11 +45,12 @@ def connected(workers: int, address: str | None = None) -> Iterator[None]:
         os.environ.setdefault(name, value)
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
     try:
-        if address is None:
-            own = {"num_cpus": workers + 1, "include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
-            ray.init(address="local", **own, **quiet)
-        else:
-            _join(address, quiet)
+        with _without_line(ABOUT_QUIET):
+            if address is None:
+                own = {"num_cpus": workers + 1, "include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
+                ray.init(address="local", **own, **quiet)
+            else:
+                _join(address, quiet)
         with _quiet_data():
             yield
     finally:
@@ -68,6 +72,23 @@ def _join(address: str, quiet: Mapping[str, object]) -> None:
         ray.init(address=address, **quiet)
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise ConfigError("address", allowed, address, f"Ray could not join it ({error}). {hint}") from error
+
+
+@contextmanager
+def _without_line(text: bytes) -> Iterator[None]:
+    """Leave out lines with ``text`` of what is written to the console's errors meanwhile, also by C++."""
+    sys.stderr.flush()
+    console = os.dup(2)
+    with tempfile.TemporaryFile() as written:
+        os.dup2(written.fileno(), 2)
+        try:
+            yield
+        finally:
+            sys.stderr.flush()
+            os.dup2(console, 2)
+            os.close(console)
+            written.seek(0)
+            os.write(2, b"".join(line for line in written if text not in line))
 
 
 @contextmanager
