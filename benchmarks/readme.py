@@ -20,6 +20,7 @@ PAGES = {
     "docs/choosing.md": ("choice", "orders", "granularity"),
     "docs/measured.md": ("demo", "benchmarks", "gpu", "published"),
     "docs/compared.md": ("comparison", "claims"),
+    "docs/fleets.md": ("fleet",),
 }
 
 
@@ -306,6 +307,25 @@ def _except(names: Sequence[str]) -> str:
     return f" (exception: {', '.join(names)})" if names else ""
 
 
+def _fleet(source: dict[str, Any]) -> str:
+    once = f"{source['rows']} rows, {source['distinct']} of them different"
+    equal = "equal bit for bit to one process" if source["bit_equal"] else "NOT equal to one process"
+    ratio = source["first_call_s"] / source["later_first_call_s"]
+    resumed = source["resumed"]
+    rows = [
+        ("with one of two workers killed in mid-generation", f"{once}, {equal}"),
+        ("first batch of the worker that compiles, cache empty", f"{source['first_call_s']:.1f} s"),
+        ("first batch of a later worker, the slowest", f"{source['later_first_call_s']:.1f} s, {ratio:.1f}x faster"),
+        ("the whole run, with starting, compiling and one death", f"{source['fleet_s']:.0f} s"),
+        ("one process, compiled already", f"{source['alone_s']:.0f} s"),
+        (
+            f"broken off at {resumed['finished']} rows and called again",
+            f"{resumed['rows']} rows, {resumed['redone']} drawn twice",
+        ),
+    ]
+    return f"{_markdown(('digits, 50 steps, `speedup=3`', ''), rows)}\n\nWorkers of one thread. {_machine(source)}"
+
+
 def _published(source: dict[str, Any]) -> str:
     columns = ("model", "setting", "published", "counted")
     return _markdown(("", *columns[1:]), [[row[name] for name in columns] for row in source["rows"]])
@@ -331,4 +351,5 @@ _TABLES: dict[str, tuple[Any, ...]] = {  # what renders it, and the records that
     "comparison": (_comparison, "comparison"),
     "claims": (_claims, "claims"),
     "published": (_published, "published"),
+    "fleet": (_fleet, "fleet"),
 }

@@ -129,10 +129,14 @@ def record_published() -> None:
 
 
 def _write(name: str, content: dict[str, Any]) -> None:
-    machine = {"cpu": cpu_name(), "threads": torch.get_num_threads(), "python": platform.python_version()}
-    header = {"date": _today(), "torch": torch.__version__, **machine}
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / name).write_text(json.dumps({**header, **content}, indent=2) + "\n")
+    (RESULTS / name).write_text(json.dumps({**header(), **content}, indent=2) + "\n")
+
+
+def header() -> dict[str, Any]:
+    """When and on what something was recorded."""
+    machine = {"cpu": cpu_name(), "threads": torch.get_num_threads(), "python": platform.python_version()}
+    return {"date": _today(), "torch": torch.__version__, **machine}
 
 
 def main() -> None:

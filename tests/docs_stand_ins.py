@@ -60,6 +60,7 @@ def names(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     monkeypatch.setattr("diffusers.utils.export_to_video", lambda frames, path, fps: path)
     for name in ("accelerate", "taylorseer_backend"):
         monkeypatch.setattr(taylorseer_fx, name, partial(getattr(taylorseer_fx, name), compiler="eager"))
+    _few_rows(monkeypatch)
     steps = [inputs(step) for step in range(12)]
     return {
         "torch": torch,
@@ -71,3 +72,16 @@ def names(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         "latents": steps[0]["hidden_states"],
         "labels": steps[0]["class_labels"],
     }
+
+
+def _few_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fleets of this process, which draw the first rows only."""
+    try:
+        import taylorseer_fx.ray
+    except ModuleNotFoundError:
+        return
+    from tests.fleets.in_this_process import replace_workers
+
+    replace_workers(monkeypatch)
+    sample = taylorseer_fx.ray.sample
+    monkeypatch.setattr(taylorseer_fx.ray, "sample", lambda build, rows, *rest, **given: sample(build, rows[:4], *rest, **given))

@@ -116,7 +116,7 @@ class TestOutputs:
 @cache
 def sources() -> tuple[ast.Module, ...]:
     """What can speak to a user: the package without its demo and benchmark."""
-    folders = (ROOT / "taylorseer_fx", ROOT / "passes", ROOT / "runtime")
+    folders = (ROOT / "taylorseer_fx", ROOT / "taylorseer_fx" / "ray", ROOT / "passes", ROOT / "runtime")
     return tuple(ast.parse(path.read_text()) for folder in folders for path in sorted(folder.glob("*.py")))
 
 

@@ -7,12 +7,15 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import ray
+from ray._private import worker as ray_worker  # which prints, with no setting that says otherwise
 from ray.data import DataContext
 
 from taylorseer_fx.errors import ConfigError
 
+log = logging.getLogger(__name__)
 OBJECT_STORE_BYTES = 256 << 20  # what is sent are rows and reports; pictures are written by the workers
 CONNECT_TIMEOUT_S = 5.0
 QUIET = {
@@ -51,7 +54,7 @@ def connected(workers: int, address: str | None = None) -> Iterator[None]:
                 ray.init(address="local", **own, **quiet)
             else:
                 _join(address, quiet)
-        with _quiet_data():
+        with _quiet_data(), _short_news():
             yield
     finally:
         ray.shutdown()
@@ -89,6 +92,24 @@ def _without_line(text: bytes) -> Iterator[None]:
             os.close(console)
             written.seek(0)
             os.write(2, b"".join(line for line in written if text not in line))
+
+
+@contextmanager
+def _short_news() -> Iterator[None]:
+    """Report in a line that a worker died, where Ray prints its guesses why; these are logged."""
+
+    def news(data: Mapping[str, Any], *_: object, **__: object) -> None:
+        text = " ".join(map(str, data["lines"]))
+        log.info("%s", text)
+        if "worker died" in text:
+            log.warning("taylorseer_fx: a worker died; another one takes its place, and draws its batch again")
+
+    before = ray_worker.print_to_stdstream
+    ray_worker.print_to_stdstream = news
+    try:
+        yield
+    finally:
+        ray_worker.print_to_stdstream = before
 
 
 @contextmanager

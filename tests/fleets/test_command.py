@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -21,15 +21,14 @@ from rich.console import Console
 from taylorseer_fx import cli
 from taylorseer_fx.ray import finished_ids, read
 from taylorseer_fx.ray.command import Job, run_sample
-from tests.fleets.test_fleet import InThisProcess
+from tests.fleets.in_this_process import replace_workers
 
 QUICK = {"num_steps": 4, "guidance": 1.0, "granularity": "stack", "compiler": "eager", "batch_size": 4}
 
 
 @pytest.fixture
 def _no_workers(monkeypatch) -> None:
-    monkeypatch.setattr("taylorseer_fx.ray.fleet._Drawing.run", lambda drawing, todo: InThisProcess(drawing, todo))
-    monkeypatch.setattr("taylorseer_fx.ray.fleet.connected", lambda *_: nullcontext())
+    replace_workers(monkeypatch)
 
 
 def printed(job: Job, out: Path) -> str:

@@ -4,7 +4,6 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import nullcontext
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -19,10 +18,11 @@ import ray
 
 from taylorseer_fx import ConfigError, TaylorSeerWarning
 from taylorseer_fx.compat import inductor_cache_in
-from taylorseer_fx.ray import Sampler, connected, finished_ids, read, sample, unfinished
+from taylorseer_fx.ray import Sampler, connected, connecting, finished_ids, read, sample, unfinished
 from taylorseer_fx.ray.rows import batches, numbered
 from taylorseer_fx.ray.shipped import labelled
 from tests.fleets.builds import Noted, Tiny, failing, uncompiled
+from tests.fleets.in_this_process import replace_workers
 
 TINY = Tiny()
 
@@ -51,8 +51,10 @@ def in_one_process(build: Any, table: Any, batch_size: int) -> np.ndarray:
 @pytest.mark.usefixtures("fleet")
 class TestWorkers:
     @pytest.mark.parametrize(("count", "size"), [(30, 5), pytest.param(640, 16, marks=pytest.mark.turn(3, 4))])
-    def test_one_is_killed(self, count, size, tmp_path):
-        """In mid-generation: complete, nothing twice, and equal bit for bit to one process."""
+    def test_one_is_killed(self, count, size, tmp_path, monkeypatch):
+        """In mid-generation: complete, nothing twice, and equal bit for bit to one process; and a line says so."""
+        said: list[str] = []
+        monkeypatch.setattr(connecting.log, "warning", said.append)
         table, flag = labelled(count), tmp_path / "killed"
         build = Noted(tmp_path / "log", Tiny(dies_at=count // 2, flag=flag))
         done = sample(build, table, tmp_path / "out", workers=2, batch_size=size)
@@ -64,6 +66,7 @@ class TestWorkers:
         assert len({process for process, _ in calls}) == 3
         assert Counter(row for _, ids in calls for row in ids)[count // 2] == 2
         assert (done.num_rows, done.num_found) == (count, 0)
+        assert said == ["taylorseer_fx: a worker died; another one takes its place, and draws its batch again"]
 
     @pytest.mark.turn(1, 2)
     def test_the_run_is_broken_off(self, tmp_path):
@@ -127,25 +130,12 @@ class TestWorkers:
             sample(failing, 4, tmp_path, workers=1)
 
 
-class InThisProcess:
-    """Stands for the workers, and for the dataset of their reports."""
-
-    def __init__(self, drawing: Any, todo: Any) -> None:
-        self.drawing, self.todo = drawing, todo
-
-    def iter_batches(self, **_: object) -> Iterator[Any]:
-        sampler = Sampler(self.drawing.build, **self.drawing.given)
-        for table in self.todo:
-            yield sampler({name: table[name].to_numpy() for name in table.column_names})
-
-
 class TestGoingOn:
     """What a run does with a folder, without the cost of starting workers."""
 
     @pytest.fixture(autouse=True)
     def _no_workers(self, monkeypatch):
-        monkeypatch.setattr("taylorseer_fx.ray.fleet._Drawing.run", lambda drawing, todo: InThisProcess(drawing, todo))
-        monkeypatch.setattr("taylorseer_fx.ray.fleet.connected", lambda *_: nullcontext())
+        replace_workers(monkeypatch)
 
     @pytest.mark.parametrize("files", ["parquet", "png"])
     def test_where_it_was(self, files, tmp_path):
