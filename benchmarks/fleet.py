@@ -27,7 +27,7 @@ from taylorseer_fx.compat import inductor_cache_in
 from taylorseer_fx.ray import Sampler, Summary, finished_ids, read, sample
 from taylorseer_fx.ray.shipped import ShippedBuild, labelled
 
-SETTINGS = {"order": 1, "speedup": 3.0, "num_steps": 50, "granularity": "module"}
+SETTINGS = {"order": 1, "speedup": 3.0, "num_steps": 20, "granularity": "module"}
 COUNT, BATCH, WORKERS = 640, 20, 2
 DEATH_AFTER_S = 0.2  # in mid-generation
 
@@ -115,6 +115,7 @@ def measure(count: int, batch: int, compiler: str = "inductor") -> dict[str, Any
         "distinct": len(set(drawn["id"].tolist())),
         "bit_equal": bool(np.array_equal(drawn["picture"], pictures)),
         "batch": batch,
+        "settings": SETTINGS,
         "workers": [asdict(worker) for worker in done.workers],
         "first_call_s": max((worker.first_call_seconds for worker in first), default=None),
         "later_first_call_s": max((worker.first_call_seconds for worker in later), default=None),

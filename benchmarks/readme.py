@@ -323,7 +323,9 @@ def _fleet(source: dict[str, Any]) -> str:
             f"{resumed['rows']} rows, {resumed['redone']} drawn twice",
         ),
     ]
-    return f"{_markdown(('digits, 50 steps, `speedup=3`', ''), rows)}\n\nWorkers of one thread. {_machine(source)}"
+    settings = source["settings"]
+    title = f"digits, {settings['num_steps']} steps, `speedup={settings['speedup']:g}`, batches of {source['batch']}"
+    return f"{_markdown((title, ''), rows)}\n\nWorkers of one thread. {_machine(source)}"
 
 
 def _published(source: dict[str, Any]) -> str:

@@ -37,7 +37,7 @@ class Shipped:
     """A trained model and its sampler.
 
     ``denoising_steps(denoiser, labels, num_steps=, guidance_scale=, seed=)`` yields the noisy pictures ``[n, 1, side, side]``
-    after each step; the last are in [-1, 1], not clipped.
+    after each step; the last are in [-1, 1], not clipped. ``noise=``, of the same shape, in place of a seed.
     """
 
     name: str
