@@ -14,6 +14,7 @@ from torch import fx
 
 from taylorseer_fx.passes.dataflow import live_nodes
 from taylorseer_fx.passes.effects import has_effect
+from taylorseer_fx.passes.gathers import communicates_less_in_parts, is_gathered
 from taylorseer_fx.passes.window_rules import Needs, rule_of
 from taylorseer_fx.passes.windows import Window, merged, sizes_of, whole
 
@@ -54,7 +55,10 @@ def _needs(node: fx.Node, window: Window) -> Needs:
 
 def _can_be_in_parts(node: fx.Node, windows: tuple[Window, ...]) -> bool:
     """Can ``node`` be computed in these windows? Not if each of several parts would mean to compute all of it."""
-    return len(windows) == 1 or node.op != "call_function" or all(narrowed_needs(node, part) is not None for part in windows)
+    if len(windows) == 1 or node.op != "call_function":
+        return True
+    can = all(narrowed_needs(node, part) is not None for part in windows)
+    return can and (not is_gathered(node) or communicates_less_in_parts(node, windows))
 
 
 def narrowed_needs(node: fx.Node, window: Window) -> Needs | None:

@@ -2,6 +2,8 @@
 
 from torch import fx
 
+from taylorseer_fx.passes.collectives import NAMESPACE
+
 
 def is_mutation(node: fx.Node) -> bool:
     """Does the operator write into one of its inputs?"""
@@ -14,7 +16,7 @@ def has_effect(node: fx.Node) -> bool:
 
     A collective that is dead in the graph of a step kind is dead on every rank, as all ranks run the same graph.
     """
-    return getattr(node.target, "namespace", None) != "_c10d_functional" and bool(node.is_impure())
+    return getattr(node.target, "namespace", None) != NAMESPACE and bool(node.is_impure())
 
 
 def eliminate_dead_code(graph: fx.Graph) -> None:

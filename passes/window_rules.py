@@ -7,6 +7,7 @@
     mm, addmm, bmm                   rows of one operand, columns of the other: gate chunks slice the weight of their linear
     reductions that keep the dims    everything along the reduced dimensions
     pad                              the data, where no padding is in the window
+    all_gather, waited for           the rows of each rank's shard (``passes/gathers.py``)
 
 Sizes are compared as integers: a rule does not apply where a symbolic size decides.
 """
@@ -21,6 +22,7 @@ import torch
 from torch import SymInt, fx
 
 from taylorseer_fx.passes.emit import TO_THE_END, Emit
+from taylorseer_fx.passes.gathers import build_gathered, gathered_needs, is_gathered
 from taylorseer_fx.passes.ops import CASTS, aten, packet
 from taylorseer_fx.passes.windows import Interval, Window, length, normalized, sizes_of, slice_window, whole
 
@@ -47,6 +49,8 @@ def rule_of(node: fx.Node) -> Rule | None:
         return _GETITEM.get(packet(node.all_input_nodes[0]))
     if packet(node) in _RULES:
         return _RULES[packet(node)]
+    if is_gathered(node):
+        return _GATHERED
     return _POINTWISE if is_pointwise(node) else None
 
 
@@ -359,6 +363,7 @@ def _pad(node: fx.Node, window: Window) -> Needs | None:
 
 
 _POINTWISE = Rule(_pointwise, _build_same)
+_GATHERED = Rule(gathered_needs, build_gathered)
 _RESIZED = _where_sizes_are_known(_view)
 _SAME_DIMS = _moving(lambda node: range(_ndim(node)))
 

@@ -38,11 +38,14 @@ class GraphInfo:
 
 @dataclass(frozen=True)
 class CompiledVariant:
-    """A compiled step kind. ``pick`` selects its inputs from all inputs, coefficients and buffers; ``captured`` runs captures."""
+    """A compiled step kind. ``pick`` selects its inputs from all inputs, coefficients and buffers; ``captured`` runs captures;
+    ``groups`` names the process groups that it communicates in.
+    """
 
     run: BoxedCallable
     pick: Callable[[Sequence[Any]], Sequence[Any]]
     captured: CapturedVariant | None = None
+    groups: tuple[str, ...] = ()
 
 
 def picker(positions: Sequence[int]) -> Callable[[Sequence[Any]], Sequence[Any]]:

@@ -207,7 +207,8 @@ class Clock:
             step = scope.step if scope is not None and scope.step is not None else tick.step
             if scope is not None and scope.run is not None:
                 scope.run.step = max(scope.run.step, step)
-            forward.tick = replace(tick, stream=(scope.name if scope is not None else None, tick.stream[1]), step=step)
+            name, time = scope.name if scope is not None else None, tuple(largest for largest, _ in reading)
+            forward.tick = replace(tick, stream=(name, tick.stream[1]), step=step, time=time)
 
     def _read(self, track: _Track, forward: Forward) -> tuple[Source, Reading] | None:
         """The time of a forward, from the best source there is."""

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from taylorseer_fx.errors import StreamStepError
 from taylorseer_fx.passes.steps import StepKind
+from taylorseer_fx.runtime.agreement import Position
 from taylorseer_fx.runtime.buffers import Argument, BufferLayout
 from taylorseer_fx.runtime.calls import CompiledVariant, GraphInfo
 from taylorseer_fx.runtime.coefficients import Row
@@ -79,6 +80,8 @@ class Dispatcher:
                 self._runtime.drop_captures()
             step = tick.step - state.first_step if tick is not None else 0
             execute = tick is None or tick.execute or state.schedule.is_full(step)
+            if tick is not None:
+                self._agree(StepKind.FULL if execute else StepKind.FORECAST, tick, state)
             return self._execute(step, state, args) if execute else self._forecast(step, state, args)
         except StreamStepError:  # nothing was done yet
             raise
@@ -86,6 +89,11 @@ class Dispatcher:
             with self._runtime.lock:
                 self._runtime.clock.abandon(scope)
             raise
+
+    def _agree(self, kind: StepKind, tick: Tick, state: StreamState) -> None:
+        groups = (self._full_variant if kind is StepKind.FULL else self._forecast_variant).groups
+        if groups:
+            self._runtime.agreement.require(groups, tick, Position.of(tick, state.first_step, state.last_full, kind))
 
     def _execute(self, step: int, state: StreamState, args: list[Argument]) -> Sequence[Any]:
         runtime, gap = self._runtime, max(step - state.last_full, 1)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from taylorseer_fx.passes.steps import StepKind
 from taylorseer_fx.passes.storage import Storage
+from taylorseer_fx.runtime.agreement import Agreement
 from taylorseer_fx.runtime.buffers import num_bytes
 from taylorseer_fx.runtime.clock import Clock
 from taylorseer_fx.runtime.coefficients import History
@@ -84,6 +85,7 @@ class Runtime:
     clock: Clock = field(init=False)
     scopes: ScopeVariable = field(init=False)
     uses: StreamUses = field(init=False)
+    agreement: Agreement = field(default_factory=Agreement)
     counters: Counters = field(default_factory=Counters)
     states: dict[tuple[StreamKey, Role], StreamState] = field(default_factory=dict)
     spare: dict[Role, list[StreamState]] = field(default_factory=dict)

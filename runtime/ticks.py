@@ -12,10 +12,12 @@ StreamKey = tuple[str | None, int]  # the name it was given, and which of that n
 class Tick:
     """A forward: the stream it belongs to, the generation of that stream, and the step index within it, from 0.
 
-    ``execute``: whatever the schedule, since the stream or the step is not certain.
+    ``execute``: whatever the schedule, since the stream or the step is not certain. ``time``: what the step was told by, the
+    largest value of each input that may be the time.
     """
 
     stream: StreamKey
     generation: int
     step: int
     execute: bool = False
+    time: tuple[float, ...] = ()

@@ -19,11 +19,13 @@ class VariantCode:
     """The code of a step kind.
 
     ``input_positions``: which of all inputs, coefficients and buffers it takes, in that order; ``capture`` counts among these.
+    ``groups``: the names of the process groups that it communicates in.
     """
 
     run: BoxedCallable
     input_positions: tuple[int, ...]
     capture: CapturePlan
+    groups: tuple[str, ...]
 
 
 @dataclass(frozen=True)

@@ -24,9 +24,11 @@ from taylorseer_fx.config import BackendConfig
 from taylorseer_fx.errors import ConfigError, NothingCompiledError, TaylorSeerWarning
 from taylorseer_fx.explain import CompiledGraph, Report, describe_model
 from taylorseer_fx.graph_breaks import graph_break_after
+from taylorseer_fx.hooked_gathers import bytes_gathered_by_hooks
 from taylorseer_fx.messages import (
     GRADIENTS,
     broken,
+    gathered_by_hooks,
     mode_in_options,
     nothing_compiled,
     nothing_to_forecast,
@@ -101,6 +103,8 @@ class TaylorSeerBackend:
             raise ConfigError("torch.compile", "called without mode and options", kwargs, where_to_put(kwargs))
         if at_limit := text_at_the_limit():
             self._notify("recompile limit", at_limit)
+        if gathered := bytes_gathered_by_hooks():
+            self._notify("fully_shard", gathered_by_hooks(gathered))
         if torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in example_inputs):
             self._num_plain += 1
             self._notify("gradients", GRADIENTS)
@@ -298,7 +302,7 @@ class TaylorSeerBackend:
         cuda_graphs = self._runtime.cuda_graphs
         name = f"{name} (graph {len(self._compiled_graphs)})" if self._compiled_graphs else name
         captured = cuda_graphs.wrap(name, code.run, code.capture) if cuda_graphs is not None else None
-        return CompiledVariant(code.run, picker(code.input_positions), captured)
+        return CompiledVariant(code.run, picker(code.input_positions), captured, code.groups)
 
     def _must_be_capturable(self, steps: CompiledSteps) -> None:
         cuda_graphs = self._runtime.cuda_graphs

@@ -86,8 +86,10 @@ __all__ = [
     "library_registry",
     "list_mode_options",
     "list_options",
+    "modules_with_state",
     "new_cuda_stream",
     "physical_order",
+    "process_group",
     "pytree",
     "release_pool",
     "same_addresses",
@@ -113,6 +115,16 @@ COMPILED_CALL = "_compiled_call_impl"  # what Module.compile() sets on the insta
 # Compilations of its own for one call of torch.compile, from torch 2.13 on; else all instances of a class share a limit of 8.
 ISOLATED = {"isolate_recompiles": True} if "isolate_recompiles" in signature(torch.compile).parameters else {}
 OperatorNamespaces = (torch._ops._OpNamespace, torch._ops._Ops)
+
+
+def process_group(name: str) -> Any:
+    """The process group that graphs call by ``name``."""
+    return torch.distributed.distributed_c10d._resolve_process_group(name)
+
+
+def modules_with_state() -> list[torch.nn.Module]:
+    """The modules that ``fully_shard`` and its like keep a state for, in this process."""
+    return list(torch.distributed._composable_state._module_state_mapping)
 
 
 def _python_same_addresses(inputs: list[Any], addresses: list[int | None], positions: list[int]) -> bool:

@@ -18,6 +18,7 @@ from taylorseer_fx.artifacts import VariantCode
 from taylorseer_fx.cache import caching
 from taylorseer_fx.capturable import plan_capture
 from taylorseer_fx.compat import AsyncCompile, LazyGraphModule, TracingContext, compile_fx, compile_fx_inner, inductor_config
+from taylorseer_fx.passes.collectives import find_groups
 from taylorseer_fx.passes.lower import AS_IT_IS, TARGETS, Target
 from taylorseer_fx.passes.pipeline import PassResult
 from taylorseer_fx.passes.steps import StepKind
@@ -90,10 +91,11 @@ def compile_variants(
             variant = result.lowered[kind]
             variant_inputs = [every_input[i] for i in variant.input_positions]
             variant_static = tuple(i for i, position in enumerate(variant.input_positions) if position in static)
-            plan = plan_capture(variant.gm, variant_inputs, variant_static)  # Inductor works in the graph: read it before
+            # Inductor works in the graph: read it before.
+            plan, groups = plan_capture(variant.gm, variant_inputs, variant_static), find_groups(variant.gm.graph)
             with _settings_of(kind, result.target):
                 run = compile_graph(variant.gm, variant_inputs, variant_static)
-            compiled[kind] = VariantCode(run, variant.input_positions, plan)
+            compiled[kind] = VariantCode(run, variant.input_positions, plan, groups)
     return compiled
 
 

@@ -5,6 +5,7 @@ RuntimeError
     ├── ConfigError (ValueError)      an argument is wrong; raised where it is given
     │   └── StreamStepError           a named stream is called at a step that does not follow; raised by the call
     ├── StreamLimitError              no room for a further stream; raised where its block is entered, or by a call
+    ├── RanksDisagreeError            ranks that share a model are at different steps; raised by the call, on all of them
     ├── NoRegionsError                the graph holds no attention or MLP to forecast; raised when it is compiled
     ├── NothingCompiledError          there is no compiled graph to explain
     └── PassError                     a pass failed, which is a fault of this package
@@ -58,6 +59,10 @@ class StreamStepError(ConfigError):
 
 class StreamLimitError(TaylorSeerError):
     """There is no room for a further stream, by ``max_streams`` or ``total_memory_budget``; the streams held are as before."""
+
+
+class RanksDisagreeError(TaylorSeerError):
+    """Ranks that share a model are at different steps; nothing of the step at hand was computed, and each begins anew."""
 
 
 class NoRegionsError(TaylorSeerError):

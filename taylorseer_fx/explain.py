@@ -11,6 +11,7 @@ from taylorseer_fx.config import BackendConfig
 from taylorseer_fx.errors import ConfigError
 from taylorseer_fx.graph_breaks import GraphBreak
 from taylorseer_fx.numbers import FeatureInfo, GraphNumbers, count, lowered_graphs, named_graphs
+from taylorseer_fx.passes.collectives import Collectives
 from taylorseer_fx.passes.steps import StepKind
 from taylorseer_fx.planned import PlannedRuns
 from taylorseer_fx.remade import Passes
@@ -143,6 +144,7 @@ class Report(GraphNumbers):
             f"buffers:       {format_bytes(self.buffer_bytes)} per stream (order {self.order}: {self.num_buffers} per feature)",
             *(f"{'time inputs:' if i == 0 else '':14} {line}" for i, line in enumerate(self._times())),
             *(f"{'read whole:' if i == 0 else '':14} {line}" for i, line in enumerate(self._read_whole())),
+            *(f"{'ranks:' if i == 0 else '':14} {line}" for i, line in enumerate(self._collectives())),
             *(f"{'CUDA graphs:' if i == 0 else '':14} {line}" for i, line in enumerate(self.cuda_graphs)),
         ]
         if len(self.graphs) > 1:
@@ -154,6 +156,12 @@ class Report(GraphNumbers):
         shown = [f"{entry.op} ({entry.path}), {format_bytes(entry.num_bytes)}" for entry in self.read_whole[:SHOWN_READ_WHOLE]]
         more = len(self.read_whole) - len(shown)
         return [*shown, *([f"and {more} more"] if more else [])]
+
+    def _collectives(self) -> list[str]:
+        """What ranks that share the model exchange in a step of either kind."""
+        if not any(self.collectives.values()):
+            return []
+        return [f"a {name} step communicates {_collectives_text(entries)}" for name, entries in self.collectives.items()]
 
     def _step_line(self, name: str) -> str:
         traffic = self.traffic[name]
@@ -240,6 +248,10 @@ def _length(config: BackendConfig) -> int:
 
 def _ignore(_topic: str, _message: str) -> None:
     pass
+
+
+def _collectives_text(entries: Sequence[Collectives]) -> str:
+    return ", ".join(f"{entry.count} {entry.op}, {format_bytes(entry.num_bytes)}" for entry in entries) or "nothing"
 
 
 def _shape_text(feature: FeatureInfo) -> str:

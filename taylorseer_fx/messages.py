@@ -9,6 +9,7 @@ from taylorseer_fx.config import BackendConfig
 from taylorseer_fx.graph_breaks import GraphBreak
 from taylorseer_fx.passes.regions import RegionSet
 from taylorseer_fx.stream_stats import StreamStats
+from taylorseer_fx.text import format_bytes
 
 MAX_NAMES = 8  # of streams, in a message
 
@@ -45,6 +46,16 @@ GRADIENTS = (
     "gradients are enabled and some inputs or parameters require them, so this graph is compiled as plain torch.compile would "
     "and nothing is forecast. Call the model under torch.no_grad() or torch.inference_mode()."
 )
+
+
+def gathered_by_hooks(num_bytes: int) -> str:
+    """The weights are gathered around the compiled code, whatever it reads."""
+    return (
+        f"the weights are sharded by fully_shard, whose hooks gather all {format_bytes(num_bytes)} of them in every step, except those "
+        "kept by reshard_after_forward=False: a forecast step computes little, but communicates as much as a full one. Gather them "
+        "inside the graph instead, where a forecast step gathers the weights that it reads and no others (SimpleFSDP; "
+        "docs/scale.md has 20 lines of it), or keep them gathered if each rank has memory for the whole model."
+    )
 
 
 def nothing_compiled(num_plain: int) -> str:

@@ -12,6 +12,7 @@ from torch import Tensor, fx
 from taylorseer_fx.compat import suppress_guards
 from taylorseer_fx.errors import TaylorSeerWarning
 from taylorseer_fx.passes.buffer_bytes import num_buffer_bytes
+from taylorseer_fx.passes.collectives import Collectives, count_collectives
 from taylorseer_fx.passes.demands import all_demanded
 from taylorseer_fx.passes.emit import graph_fake_mode
 from taylorseer_fx.passes.failures import failure_report
@@ -72,6 +73,7 @@ class GraphNumbers:
     time_inputs: tuple[str, ...]
     time_sources: tuple[str, ...]
     read_whole: tuple[ReadWhole, ...]
+    collectives: dict[str, tuple[Collectives, ...]]
 
 
 def count_if_possible(result: PassResult, storage: Storage) -> GraphNumbers | None:
@@ -116,6 +118,7 @@ def count(result: PassResult, storage: Storage) -> GraphNumbers:
         time_inputs=tuple(_input_text(inputs[i]) for i in result.inputs.time),
         time_sources=tuple(source_line(next(iter(inputs[i].users))) for i in result.inputs.time),
         read_whole=find_read_whole(graphs[StepKind.FORECAST.value].graph) if _is_narrowed(result) else (),
+        collectives={name: count_collectives(gm.graph) for name, gm in graphs.items()},
     )
 
 

@@ -1,0 +1,93 @@
+"""The ways in which ranks share a model, as users set them up; where that refuses a CPU, its check is stood in for."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from diffusers import ContextParallelConfig
+from diffusers.models import attention_dispatch
+from diffusers.models.modeling_utils import TensorParallelConfig
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
+
+WAYS = ("tensor", "ulysses", "ring", "simple_fsdp")
+
+
+def parallelize(model: nn.Module, way: str) -> nn.Module:
+    """Share ``model`` between all ranks."""
+    return {"tensor": _tensor, "ulysses": _ulysses, "ring": _ring, "simple_fsdp": simple_fsdp}[way](model)
+
+
+def _tensor(model: Any) -> nn.Module:
+    from diffusers.hooks import tensor_parallel
+
+    tensor_parallel._SUPPORTED_TP_DEVICES = (*tensor_parallel._SUPPORTED_TP_DEVICES, "cpu")
+    _one_device_a_rank()
+    model.enable_parallelism(config=TensorParallelConfig(tp_degree=dist.get_world_size()))
+    return model
+
+
+def _ulysses(model: Any) -> nn.Module:
+    _one_device_a_rank()
+    model.enable_parallelism(config=ContextParallelConfig(ulysses_degree=dist.get_world_size()))
+    return model
+
+
+def _ring(model: Any) -> nn.Module:
+    _one_device_a_rank()
+    attention_dispatch._native_attention_forward_op = _flash_attention
+    model.enable_parallelism(config=ContextParallelConfig(ring_degree=dist.get_world_size()))
+    return model
+
+
+def _one_device_a_rank() -> None:
+    """Diffusers divides by the number of accelerators, which is zero."""
+    torch.accelerator.device_count = lambda: 1
+
+
+def _flash_attention(
+    ctx: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+    return_lse: bool = False,
+    _save_ctx: bool = True,
+    _parallel_config: Any = None,
+) -> Any:
+    """Diffusers' native attention has no log-sum-exp, which a ring needs; on a CUDA device another of its backends has."""
+    query, key, value = (x.permute(0, 2, 1, 3) for x in (query, key, value))
+    attend = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    out, lse = attend(query, key, value, dropout_p, is_causal, attn_mask=attn_mask, scale=scale)
+    out = out.permute(0, 2, 1, 3)
+    return (out, lse.permute(0, 2, 1)) if return_lse else out
+
+
+def simple_fsdp(model: nn.Module) -> nn.Module:
+    """Fully sharded data parallel inside the graph, as torchtitan's SimpleFSDP: a weight is a shard of its first dimension, and
+    gathered where it is read.
+    """
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    for module in list(model.modules()):
+        parameters = dict(module.named_parameters(recurse=False))
+        for name, parameter in parameters.items():
+            module.register_parameter(name, nn.Parameter(distribute_tensor(parameter, mesh, [Shard(0)]), requires_grad=False))
+        if parameters:
+            gathering = {name: property(_gathered(name)) for name in parameters}
+            module.__class__ = type(module.__class__.__name__, (module.__class__,), gathering)
+    return model
+
+
+def _gathered(name: str) -> Callable[[nn.Module], Tensor]:
+    def gathered(module: nn.Module) -> Tensor:
+        parameter = module._parameters[name]
+        assert isinstance(parameter, DTensor)
+        return parameter.redistribute(placements=[Replicate()]).to_local()
+
+    return gathered

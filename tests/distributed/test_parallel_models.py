@@ -1,0 +1,107 @@
+"""Two ranks share a model, in each of the ways that users have: results are those of one process, and forecast steps communicate no
+more than they must.
+"""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from taylorseer_fx.text import format_bytes
+from tests import zoo
+from tests.distributed.ranks import needs_gloo, run_ranks
+from tests.distributed.tasks import NUM_STEPS, Cell, Ran, run_cell
+from tests.turns import in_turns
+
+pytestmark = needs_gloo
+
+GRANULARITIES = ("module", "stack")
+FORECAST = {  # collectives of a forecast step: what is left is the gather of the output, or of the weights that it reads
+    "tensor": {},
+    "ulysses": {"all_gather_into_tensor": 1},
+    "ring": {"all_gather_into_tensor": 1},
+}
+EAGER = [
+    *(Cell("flux", way, granularity) for way in ("tensor", "ulysses", "ring", "simple_fsdp") for granularity in GRANULARITIES),
+    Cell("qwen_image", "tensor"),
+    Cell("qwen_image", "ulysses"),
+    Cell("wan", "ulysses"),
+    Cell("wan", "ulysses", "stack"),
+    Cell("wan", "ring"),
+    Cell("wan_ti2v", "ulysses"),
+]
+INDUCTOR = [
+    Cell("flux", way, granularity, "inductor")
+    for granularity in GRANULARITIES
+    for way in ("tensor", "ulysses", "ring", "simple_fsdp")
+]
+
+
+def alone(cell: Cell) -> Ran:
+    """The same model in this process only."""
+    with torch.no_grad():
+        return run_cell(replace(cell, way="alone", compiler="eager"))
+
+
+def assert_as_alone(cell: Cell, ranks: list[Ran], tolerance: float) -> None:
+    expected = alone(cell)
+    for ran in ranks:
+        assert ran.kinds == expected.kinds
+        assert ran.num_regions == expected.num_regions
+        assert ran.rejected == expected.rejected
+        for ours, theirs, first in zip(ran.generations, expected.generations, ranks[0].generations, strict=True):
+            assert (ours - theirs).abs().max() <= tolerance * theirs.abs().max()
+            assert torch.equal(ours, first), "ranks differ"
+        assert torch.equal(*ran.generations)
+    assert "F" in expected.kinds
+    assert expected.kinds.count("T") > NUM_STEPS
+
+
+def assert_collectives(cell: Cell, ran: Ran) -> None:
+    full, forecast = ({op: count for op, count, _ in ran.collectives[kind]} for kind in ("full", "forecast"))
+    if cell.way == "simple_fsdp":  # gathers the weights that the step reads
+        received = {kind: sum(num_bytes for *_, num_bytes in entries) for kind, entries in ran.collectives.items()}
+        assert forecast.keys() == full.keys() == {"all_gather_into_tensor"}
+        assert 0 < received["forecast"] < received["full"] / 5
+    else:
+        assert forecast == FORECAST[cell.way] | {op: 1 for op in full if cell.model == "none" and op}
+        assert sum(full.values()) > sum(forecast.values())
+
+
+@pytest.fixture(scope="module")
+def eager_ranks(tmp_path_factory):
+    return run_ranks("run_cells", tmp_path_factory.mktemp("ranks"), EAGER)
+
+
+@pytest.mark.parametrize("cell", EAGER, ids=str)
+def test_eager(cell, eager_ranks):
+    ranks = [results[cell] for results in eager_ranks]
+    assert_as_alone(cell, ranks, 1e-5)
+    assert_collectives(cell, ranks[0])
+
+
+@pytest.mark.inductor
+@pytest.mark.parametrize("cell", in_turns(INDUCTOR, len(INDUCTOR)), ids=str)
+def test_inductor(cell, tmp_path):
+    ranks = run_ranks("run_cell", tmp_path, cell)
+    assert_as_alone(cell, ranks, 1e-4)
+    assert_collectives(cell, ranks[0])
+
+
+def test_buffers_of_a_sequence_that_is_split(eager_ranks):
+    """Each rank keeps its part of the tokens; where weights are split, each keeps all."""
+    whole = alone(Cell("flux", "alone")).buffer_bytes
+    kept = {way: eager_ranks[0][Cell("flux", way)].buffer_bytes for way in ("tensor", "ulysses", "ring", "simple_fsdp")}
+    assert kept == {"tensor": whole, "ulysses": whole / 2, "ring": whole / 2, "simple_fsdp": whole}
+
+
+def test_fully_shard(tmp_path):
+    """Right, but its hooks gather all weights in each step, which is reported with their bytes."""
+    expected = alone(Cell("flux", "alone"))
+    num_bytes = sum(parameter.numel() * 4 for parameter in zoo.flux().model.parameters())
+    for ran, notices in run_ranks("run_fully_sharded", tmp_path, "module"):
+        assert ran.kinds == expected.kinds
+        for ours, theirs in zip(ran.generations, expected.generations, strict=True):
+            assert (ours - theirs).abs().max() <= 1e-5 * theirs.abs().max()
+        (notice,) = [notice for notice in notices if "fully_shard" in notice]
+        assert f"gather all {format_bytes(num_bytes)} of them" in notice
