@@ -207,7 +207,7 @@ class Clock:
             step = scope.step if scope is not None and scope.step is not None else tick.step
             if scope is not None and scope.run is not None:
                 scope.run.step = max(scope.run.step, step)
-            name, time = scope.name if scope is not None else None, tuple(largest for largest, _ in reading)
+            name, time = scope.name if scope is not None else None, tuple(map(max, reading))
             forward.tick = replace(tick, stream=(name, tick.stream[1]), step=step, time=time)
 
     def _read(self, track: _Track, forward: Forward) -> tuple[Source, Reading] | None:

@@ -37,7 +37,7 @@ def _ulysses(model: Any) -> nn.Module:
 
 def _ring(model: Any) -> nn.Module:
     _one_device_a_rank()
-    attention_dispatch._native_attention_forward_op = _flash_attention
+    attention_dispatch._native_attention_forward_op = _with_log_sum_exp
     model.enable_parallelism(config=ContextParallelConfig(ring_degree=dist.get_world_size()))
     return model
 
@@ -47,26 +47,18 @@ def _one_device_a_rank() -> None:
     torch.accelerator.device_count = lambda: 1
 
 
-def _flash_attention(
-    ctx: Any,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attn_mask: Tensor | None = None,
-    dropout_p: float = 0.0,
-    is_causal: bool = False,
-    scale: float | None = None,
-    enable_gqa: bool = False,
-    return_lse: bool = False,
-    _save_ctx: bool = True,
-    _parallel_config: Any = None,
-) -> Any:
-    """Diffusers' native attention has no log-sum-exp, which a ring needs; on a CUDA device another of its backends has."""
+_native_attention = attention_dispatch._native_attention_forward_op
+
+
+def _with_log_sum_exp(ctx: Any, query: Tensor, key: Tensor, value: Tensor, *options: Any, **kwargs: Any) -> Any:
+    """Diffusers' native attention has none, which a ring needs, and gives no mask to; on a CUDA device other backends have it."""
+    return_lse = options[5] if len(options) > 5 else kwargs.get("return_lse", False)
+    if not return_lse:
+        return _native_attention(ctx, query, key, value, *options, **kwargs)
+    assert options[0] is None
     query, key, value = (x.permute(0, 2, 1, 3) for x in (query, key, value))
-    attend = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-    out, lse = attend(query, key, value, dropout_p, is_causal, attn_mask=attn_mask, scale=scale)
-    out = out.permute(0, 2, 1, 3)
-    return (out, lse.permute(0, 2, 1)) if return_lse else out
+    out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query, key, value)
+    return out.permute(0, 2, 1, 3), lse.permute(0, 2, 1)
 
 
 def simple_fsdp(model: nn.Module) -> nn.Module:

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -29,28 +30,24 @@ def run_ranks(task: str, directory: Path, *arguments: Any, world_size: int = 2, 
     extra = {"TORCHINDUCTOR_CACHE_DIR": str(cache)} if cache is not None else {}
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"} | extra
-    workers = [
-        subprocess.Popen(
-            [sys.executable, "-m", "tests.distributed.ranks", task, str(rank), str(world_size), str(directory)],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(world_size)
-    ]
-    _wait_for(workers)
+    with ExitStack() as stack:
+        workers = []
+        for rank in range(world_size):
+            printed = stack.enter_context((directory / f"{rank}.txt").open("w"))
+            command = [sys.executable, "-m", "tests.distributed.ranks", task, str(rank), str(world_size), str(directory)]
+            workers.append(subprocess.Popen(command, env=environment, stdout=printed, stderr=subprocess.STDOUT))
+        _wait_for(workers, directory)
     return [torch.load(directory / f"{rank}.pt", weights_only=False) for rank in range(world_size)]
 
 
-def _wait_for(workers: Sequence["subprocess.Popen[str]"]) -> None:
+def _wait_for(workers: Sequence["subprocess.Popen[bytes]"], directory: Path) -> None:
     try:
-        for worker in workers:
-            printed, _ = worker.communicate(timeout=TIMEOUT)
-            assert worker.returncode == 0, printed
+        for rank, worker in enumerate(workers):
+            assert worker.wait(TIMEOUT) == 0, (directory / f"{rank}.txt").read_text()
     finally:
         for worker in workers:
             worker.kill()
+            worker.wait()
 
 
 def main(task: str, rank: int, world_size: int, directory: Path) -> None:
