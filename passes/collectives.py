@@ -1,7 +1,7 @@
 """The collectives of a graph: what the ranks that share a model exchange in it.
 
-    %1 = all_reduce(%mm, "sum", "0")     over the group "0"; its result is what each rank receives
-    %2 = wait_tensor(%1)
+%1 = all_reduce(%mm, "sum", "0")     over the group "0"; its result is what each rank receives
+%2 = wait_tensor(%1)
 """
 
 from collections import Counter

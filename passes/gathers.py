@@ -57,7 +57,9 @@ def build_gathered(emit: Emit, node: fx.Node, window: Window, inputs: list[fx.No
     shards = [_contiguous(emit, shard) for shard in inputs]
     if _is_broadcast(node, window):
         send = torch.ops._c10d_functional.broadcast.default
-        sent = [emit(node.target, emit(send, shard, rank, gather.args[2])) for (rank, _), shard in zip(parts, shards, strict=True)]
+        sent = [
+            emit(node.target, emit(send, shard, rank, gather.args[2])) for (rank, _), shard in zip(parts, shards, strict=True)
+        ]
         return emit(torch.ops.aten.cat.default, sent) if len(sent) > 1 else sent[0]
     gathered = _once(emit, node.target, _once(emit, gather.target, shards[0], *gather.args[1:]))
     if window[0] is None:
@@ -101,7 +103,9 @@ def _length(rows: Interval) -> int:
 
 def _once(emit: Emit, target: Any, value: fx.Node, *rest: Any) -> fx.Node:
     """``target(value, *rest)``, which another window may have asked for before: what waits is not merged later on."""
-    return next((user for user in value.users if user.target is target and user.args[1:] == rest), None) or emit(target, value, *rest)
+    return next((user for user in value.users if user.target is target and user.args[1:] == rest), None) or emit(
+        target, value, *rest
+    )
 
 
 def _contiguous(emit: Emit, value: fx.Node) -> fx.Node:

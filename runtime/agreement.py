@@ -42,7 +42,9 @@ class Position:
     def of(cls, tick: Tick, first_step: int, last_full: int, kind: StepKind) -> "Position":
         """``last_full`` counts from ``first_step``, as the states of streams do."""
         name, number = tick.stream
-        return cls(number, _digest(name), tick.step, _digest(tick.time), first_step, first_step + last_full, int(kind is StepKind.FULL))
+        return cls(
+            number, _digest(name), tick.step, _digest(tick.time), first_step, first_step + last_full, int(kind is StepKind.FULL)
+        )
 
     def __str__(self) -> str:
         kind = "full" if self.is_full else "forecast"

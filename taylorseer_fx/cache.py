@@ -35,6 +35,7 @@ from taylorseer_fx.compat import (
     OutputCode,
     dynamo_config,
     functorch_config,
+    meshes_stored_without_hash,
 )
 from taylorseer_fx.config import BackendConfig
 from taylorseer_fx.fingerprint import fingerprint
@@ -159,6 +160,7 @@ def caching(tag: str | None) -> Iterator[Callable[[], AbstractContextManager[Non
             yield
 
     with (
+        meshes_stored_without_hash(),
         functorch_config.patch(bundled_autograd_cache=True, strict_autograd_cache=False),
         compiler_config.patch(cache_key_tag=f"{outer}|{tag}"),
     ):

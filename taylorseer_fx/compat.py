@@ -3,7 +3,11 @@
 All are in torch 2.11, 2.12 and 2.13, on which `make matrix` runs the tests; where one is younger, it says so.
 """
 
-from collections.abc import Callable
+import copyreg
+import pickle
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from ctypes import byref, c_void_p
 from inspect import signature
 from typing import Any
@@ -86,6 +90,7 @@ __all__ = [
     "library_registry",
     "list_mode_options",
     "list_options",
+    "meshes_stored_without_hash",
     "modules_with_state",
     "new_cuda_stream",
     "physical_order",
@@ -120,6 +125,28 @@ OperatorNamespaces = (torch._ops._OpNamespace, torch._ops._Ops)
 def process_group(name: str) -> Any:
     """The process group that graphs call by ``name``."""
     return torch.distributed.distributed_c10d._resolve_process_group(name)
+
+
+@contextmanager
+def meshes_stored_without_hash() -> Iterator[None]:
+    """Pickle a device mesh without the hash that it keeps, which differs from process to process: AOTAutograd's key of a graph that
+    takes DTensors has the mesh in it, so it never found the graph again (seen in torch 2.13). A mesh that lacks it makes its own.
+    """
+    module = sys.modules.get("torch.distributed.device_mesh")
+    kind: Any = getattr(module, "DeviceMesh", None)
+    if kind is None or kind in copyreg.dispatch_table:
+        yield
+        return
+
+    def reduce(mesh: Any) -> tuple[Any, ...]:
+        function, arguments, state, *rest = mesh.__reduce_ex__(pickle.HIGHEST_PROTOCOL)
+        return function, arguments, {**state, "_hash": None}, *rest
+
+    copyreg.pickle(kind, reduce)
+    try:
+        yield
+    finally:
+        copyreg.dispatch_table.pop(kind, None)
 
 
 def modules_with_state() -> list[torch.nn.Module]:

@@ -1,6 +1,7 @@
 """What the ranks of a test run; each function returns plain data."""
 
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -9,12 +10,15 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch._dynamo.utils import counters
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 from taylorseer_fx import RanksDisagreeError, TaylorSeerBackend, TaylorSeerWarning, taylorseer_backend
 from taylorseer_fx.runtime.dispatch import Dispatcher
 from tests import zoo
 from tests.distributed.parallel import parallelize
+from tests.distributed.small_dit import inputs, share, small_dit
 from tests.models import qwen, wan
 
 NUM_STEPS = 10
@@ -214,6 +218,16 @@ def run_until_one_ends(cell: Cell) -> str:
 
 
 run_until_one_ends.ends_alone = True
+
+
+def run_small_dit(compiler: str) -> tuple[Ran, Counter[str]]:
+    """Tensor parallel with torch's own styles, with the counts of AOTAutograd's cache."""
+    model = small_dit()
+    share(model, init_device_mesh("cpu", (dist.get_world_size(),)))
+    backend = taylorseer_backend(**SETTINGS, compiler=compiler)
+    compiled = torch.compile(model, backend=backend)
+    ran = _run(lambda **step: (compiled(**step),), backend, inputs)
+    return ran, Counter(counters["aot_autograd"])
 
 
 def run_fully_sharded(granularity: str) -> tuple[Ran, list[str]]:

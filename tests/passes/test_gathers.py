@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, fx
 
-from taylorseer_fx.passes.clean_up import clean_up
 from taylorseer_fx.passes import gathers
+from taylorseer_fx.passes.clean_up import clean_up
 from taylorseer_fx.passes.collectives import count_collectives, find_groups, group_of
 from taylorseer_fx.passes.narrow import narrow
 from tests.graphs import hand_made, op_counts, op_name, render
@@ -80,14 +80,17 @@ class TestSnapshots(TestCase):
     def test_gates(self):
         """The gates of both branches, at the same place in either rank's shard: one gather of a third of the rows."""
         gm = reading([(4, 6), (10, 12)], num_rows=6, world_size=2)
-        self.assertExpectedInline(render(narrowed(gm)), """\
+        self.assertExpectedInline(
+            render(narrowed(gm)),
+            """\
 %x0 : float32[6, 3]
 %slice = slice(%x0, 0, 4, 6) : float32[2, 3]
 %all_gather_into_tensor = all_gather_into_tensor(%slice, 2, 0) : float32[4, 3]
 %wait_tensor = wait_tensor(%all_gather_into_tensor) : float32[4, 3]
 %slice1 = slice(%wait_tensor, 0, 0, 2) : float32[2, 3]
 %slice2 = slice(%wait_tensor, 0, 2, 4) : float32[2, 3]
-return (%slice1, %slice2)""")
+return (%slice1, %slice2)""",
+        )
         assert_same(gm, 6, 2)
 
 
@@ -97,7 +100,9 @@ def everything_counts(monkeypatch):
     monkeypatch.setattr(gathers, "MIN_BYTES", 0)
 
 
-@given(data=st.data(), num_rows=st.integers(1, 6), world_size=st.integers(1, 6), min_bytes=st.sampled_from([0, gathers.MIN_BYTES]))
+@given(
+    data=st.data(), num_rows=st.integers(1, 6), world_size=st.integers(1, 6), min_bytes=st.sampled_from([0, gathers.MIN_BYTES])
+)
 @settings(deadline=None, max_examples=100)
 def test_same_rows(data, num_rows, world_size, min_bytes):
     """Whatever is read of it; and never is more communicated than before."""

@@ -1,23 +1,11 @@
-"""One of the processes of the tensor-parallel test: ``python -m tests.composition.distributed_worker RANK WORLD_SIZE DIRECTORY``.
-
-Imports little, since every process pays for it. The model is here for the test to have it too.
-"""
-
-import sys
-from pathlib import Path
-from typing import Any
+"""A DiT of two blocks shared as DTensors by torch's own styles, with a branch whose result nobody reads."""
 
 import torch
-import torch.distributed as dist
-from torch import Tensor, fx, nn
-from torch.distributed.device_mesh import init_device_mesh
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
-from taylorseer_fx import TaylorSeerBackend, taylorseer_backend
-
 WIDTH, NUM_HEADS, NUM_BLOCKS = 16, 4, 2
-NUM_STEPS = 10
-SETTINGS = {"order": 2, "interval": 3, "warmup": 2}
 MLP_PLAN = {"0": ColwiseParallel(), "2": RowwiseParallel()}
 ATTENTION_PLAN = dict.fromkeys(("query", "key", "value"), ColwiseParallel()) | {"out": RowwiseParallel()}
 
@@ -85,48 +73,9 @@ def inputs(step: int) -> dict[str, Tensor]:
     return {"x": torch.lerp(start, end, u) + u * u, "timestep": torch.full((2,), 1000.0 - 20 * step)}
 
 
-def is_collective(node: fx.Node) -> bool:
-    return getattr(node.target, "namespace", "").removeprefix("_") in {"c10d", "c10d_functional"}
-
-
-def num_collectives(backend: TaylorSeerBackend, kind: str) -> int:
-    return sum(map(is_collective, backend.explain().graph(kind).graph.nodes))
-
-
-@torch.no_grad()
-def run(rank: int, world_size: int, directory: Path) -> dict[str, Any]:
-    """Two generations; what was returned, which calls were forecast, and how much is communicated in either kind of step."""
-    store = dist.FileStore(str(directory / "store"), world_size)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=world_size)
-    model = small_dit()
-    mesh = init_device_mesh("cpu", (world_size,))
+def share(model: SmallDiT, mesh: DeviceMesh) -> None:
+    """Split every branch over the ranks of ``mesh``."""
     for block in model.blocks:
         parallelize_module(block.attention, mesh, ATTENTION_PLAN)
         parallelize_module(block.mlp, mesh, MLP_PLAN)
     parallelize_module(model.unread, mesh, MLP_PLAN)
-    backend = taylorseer_backend(**SETTINGS, compiler="eager")
-    compiled = torch.compile(model, backend=backend, fullgraph=True)
-    generations, forecasts = [], []
-    for _ in range(2):
-        outputs = []
-        for step in range(NUM_STEPS):
-            outputs.append(compiled(**inputs(step)).clone())
-            forecasts.append(backend.stats().forecast_calls)
-        generations.append(torch.stack(outputs))
-    report = backend.explain()
-    result = {
-        "generations": generations,
-        "forecasts": forecasts,
-        "collectives": {kind: num_collectives(backend, kind) for kind in ("full", "forecast")},
-        "kinds": sorted(region.kind for region in report.regions),
-        "rejected": len(report.rejected),
-    }
-    dist.barrier()
-    dist.destroy_process_group()
-    return result
-
-
-if __name__ == "__main__":
-    rank, world_size, directory = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
-    torch.set_num_threads(1)
-    torch.save(run(rank, world_size, directory), directory / f"{rank}.pt")
