@@ -21,6 +21,7 @@ PAGES = {
     "docs/measured.md": ("demo", "benchmarks", "gpu", "published"),
     "docs/compared.md": ("comparison", "claims"),
     "docs/fleets.md": ("fleet",),
+    "docs/parallel.md": ("parallel", "parallel_counted"),
 }
 
 
@@ -328,6 +329,54 @@ def _fleet(source: dict[str, Any]) -> str:
     return f"{_markdown((title, ''), rows)}\n\nWorkers of one thread. {_machine(source)}"
 
 
+def _parallel(source: dict[str, Any]) -> str:
+    def text(entries: list[dict[str, Any]]) -> str:
+        return ", ".join(f"{entry['count']} {entry['op']}, {format_bytes(entry['num_bytes'])}" for entry in entries) or "nothing"
+
+    rows = [
+        (
+            row["way"],
+            row["granularity"],
+            *(text(row["collectives"][kind]) for kind in ("full", "forecast")),
+            f"{format_bytes(row['buffer_bytes'])} ({format_bytes(row['buffer_bytes_alone'])})",
+            f"{row['error']:.0e}{'' if row['ranks_equal'] else ', ranks DIFFER'}",
+        )
+        for row in source["rows"]
+    ]
+    columns = ("", "features", "a full step receives", "a forecast step receives", "buffers of a rank (of one process)", "error")
+    agreed = f"Both ranks agree bit for bit. To agree on a step takes them {1e3 * source['agreement_s']:.2f} ms."
+    return f"{_markdown(columns, rows)}\n\n{agreed} {_machine(source)}"
+
+
+# Of an H100 SXM, from its data sheet: operations per second in bfloat16, bytes per second of memory, of NVLink and of a network.
+_PEAK, _MEMORY, _LINK, _NETWORK = 989e12, 3.35e12, 450e9, 50e9
+
+
+def _bound(row: dict[str, Any], kind: str) -> float:
+    """Seconds of a step, at the peaks of the device."""
+    world_size = row["world_size"]
+    link = _LINK if world_size <= 8 else _NETWORK
+    compute = max(row["flops"][kind] / _PEAK, row["floor_bytes"][kind] / _MEMORY)
+    return float(compute + row["received"][kind] * (world_size - 1) / world_size / link)
+
+
+def _parallel_counted(source: dict[str, Any]) -> str:
+    rows = [
+        (
+            row["model"],
+            f"{row['way']}, {row['world_size']} ranks",
+            row["granularity"],
+            " / ".join(format_flops(row["flops"][kind]) for kind in ("full", "forecast")),
+            " / ".join(format_bytes(row["received"][kind]) for kind in ("full", "forecast")),
+            format_bytes(row["buffer_bytes"]),
+            " / ".join(f"{1e3 * _bound(row, kind):.1f} ms" for kind in ("full", "forecast")),
+        )
+        for row in source["rows"]
+    ]
+    columns = ("", "shared by", "features", "operations of a rank, full / forecast", "received", "buffers, order 1", "bound")
+    return _markdown(columns, rows)
+
+
 def _published(source: dict[str, Any]) -> str:
     columns = ("model", "setting", "published", "counted")
     return _markdown(("", *columns[1:]), [[row[name] for name in columns] for row in source["rows"]])
@@ -354,4 +403,6 @@ _TABLES: dict[str, tuple[Any, ...]] = {  # what renders it, and the records that
     "claims": (_claims, "claims"),
     "published": (_published, "published"),
     "fleet": (_fleet, "fleet"),
+    "parallel": (_parallel, "parallel"),
+    "parallel_counted": (_parallel_counted, "parallel_counted"),
 }

@@ -5,8 +5,9 @@
     after:   %g = wait_tensor(all_gather_into_tensor(slice(%w, 0, 2d, 3d), 2, "0"))
              slice(%g, 0, 0, d), slice(%g, 0, d, 2d)
 
-All ranks run the same graph, so in a gather each gives the rows that one of them must; those of the example are the same for both
-windows, and become one. With more ranks that is more than is read. Then, if the rows are many, those who have some send them to all:
+All ranks run the same graph, so in a gather each gives the rows that one of them must; in the example these are the same for
+both windows, and the gathers become one. With more ranks that is more than is read. If the rows are many, the ranks that have
+some then send them to all:
 
              wait_tensor(broadcast(slice(%w, 0, 2d, 3d), 0, "0"))       the first window, from rank 0
 """

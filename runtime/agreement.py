@@ -3,9 +3,9 @@
     rank 0    step 5: forecast    step 6: full ---- agree? ---- no: an error
     rank 1    reset()             step 0: full ---- agree? ---- no: an error
 
-A forecast step may communicate nothing at all. So a rank that begins anew while the others go on (a reset, an exception in a call)
-hangs nowhere: its collectives meet those of another step, and all results are wrong from then on. Steps of a kind that
-communicates are therefore preceded by one tiny collective on the host, in a group of its own, so that it meets nothing but its like.
+A forecast step may communicate nothing at all. So a rank that begins anew while the others go on (a reset, an exception in a
+call) hangs nowhere: its collectives meet those of another step, and all results are wrong from then on. Steps that communicate
+are therefore preceded by one tiny collective on the host, in a group of its own, so that it meets nothing but its like.
 """
 
 import hashlib
@@ -113,9 +113,9 @@ def _text(position: Position, positions: Sequence[Position]) -> str:
 
 
 _DISAGREE = (
-    "the ranks that share this model are not at the same step: {stands}. One of them began anew (a reset, an exception in a call, "
-    "a stream that was given up) or was called otherwise, and its results would be mixed with those of other steps. Nothing of "
-    "this step was computed; each rank begins anew with its next call. Begin the run again on all of them."
+    "the ranks that share this model are not at the same step: {stands}. One of them began anew (a reset, an exception in a "
+    "call, a stream that was given up) or was called otherwise, and results of different steps would be mixed. Nothing of this "
+    "step was computed, and each rank begins anew with its next call. Begin the run again on all of them."
 )
 
 _NO_ANSWER = (

@@ -83,6 +83,10 @@ def _add_plan(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -
     plan.add_argument("--full-steps", type=_step_list, metavar="0,1,4,...", help="the full steps, in place of both")
     plan.add_argument("--speedup", type=float, help="steps over full steps, in growing gaps, in place of all three")
     plan.add_argument("--buffer-dtype", help="dtype of the buffers, such as bfloat16 (default: the features' own)")
+    plan.add_argument(
+        "--world-size", type=int, default=1, help="ranks that share the model; figures are those of one (default: 1)"
+    )
+    plan.add_argument("--share", default="ulysses", help="how: tensor, ulysses, ring or simple_fsdp (default: %(default)s)")
     plan.set_defaults(run=_plan)
 
 
@@ -138,7 +142,7 @@ def _plan(args: argparse.Namespace) -> int:
         return _unknown("model", args.model, list(GEOMETRIES))
     try:
         given = {name: value for name in PLANNED_SETTINGS if (value := getattr(args, name)) is not None}
-        print_plan(args.model, PlanSettings(args.steps, given), Console())
+        print_plan(args.model, PlanSettings(args.steps, given, world_size=args.world_size, way=args.share), Console())
     except ConfigError as error:
         print(f"taylorseer-fx plan: {error}", file=sys.stderr)
         return 2

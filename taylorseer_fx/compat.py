@@ -129,8 +129,8 @@ def process_group(name: str) -> Any:
 
 @contextmanager
 def meshes_stored_without_hash() -> Iterator[None]:
-    """Pickle a device mesh without the hash that it keeps, which differs from process to process: AOTAutograd's key of a graph that
-    takes DTensors has the mesh in it, so it never found the graph again (seen in torch 2.13). A mesh that lacks it makes its own.
+    """Pickle a device mesh without the hash that it keeps, which differs from process to process. AOTAutograd's key of a graph
+    that takes DTensors has the mesh in it, and so never found the graph again (torch 2.13). A mesh that lacks it makes its own.
     """
     module = sys.modules.get("torch.distributed.device_mesh")
     kind: Any = getattr(module, "DeviceMesh", None)

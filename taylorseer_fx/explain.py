@@ -1,7 +1,7 @@
 """``backend.explain()``: what was found in a graph, what was made of it, and what was left alone and why."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -161,7 +161,7 @@ class Report(GraphNumbers):
         """What ranks that share the model exchange in a step of either kind."""
         if not any(self.collectives.values()):
             return []
-        return [f"a {name} step communicates {_collectives_text(entries)}" for name, entries in self.collectives.items()]
+        return [f"a {name} step communicates {collectives_text(entries)}" for name, entries in self.collectives.items()]
 
     def _step_line(self, name: str) -> str:
         traffic = self.traffic[name]
@@ -250,7 +250,8 @@ def _ignore(_topic: str, _message: str) -> None:
     pass
 
 
-def _collectives_text(entries: Sequence[Collectives]) -> str:
+def collectives_text(entries: Iterable[Collectives]) -> str:
+    """What a step communicates: the operators with the bytes that each rank receives."""
     return ", ".join(f"{entry.count} {entry.op}, {format_bytes(entry.num_bytes)}" for entry in entries) or "nothing"
 
 

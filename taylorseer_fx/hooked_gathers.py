@@ -1,4 +1,4 @@
-"""Weights that are gathered by hooks, around compiled code rather than in it: so of a forecast step that reads few of them, too."""
+"""Weights that hooks gather, around compiled code rather than in it: all of them, even before a forecast step that reads few."""
 
 import sys
 from collections.abc import Iterator

@@ -51,10 +51,10 @@ GRADIENTS = (
 def gathered_by_hooks(num_bytes: int) -> str:
     """The weights are gathered around the compiled code, whatever it reads."""
     return (
-        f"the weights are sharded by fully_shard, whose hooks gather all {format_bytes(num_bytes)} of them in every step, except those "
-        "kept by reshard_after_forward=False: a forecast step computes little, but communicates as much as a full one. Gather them "
-        "inside the graph instead, where a forecast step gathers the weights that it reads and no others (SimpleFSDP; "
-        "docs/scale.md has 20 lines of it), or keep them gathered if each rank has memory for the whole model."
+        f"the weights are sharded by fully_shard, whose hooks gather all {format_bytes(num_bytes)} of them in every step, except "
+        "those kept by reshard_after_forward=False: a forecast step computes little, but communicates as much as a full one. "
+        "Gather them inside the graph instead, where a forecast step gathers the weights that it reads and no others "
+        "(docs/parallel.md shows how), or keep them gathered if each rank has memory for the whole model."
     )
 
 

@@ -23,7 +23,8 @@ ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.glob("*.md"))]
 NAMED = [path.relative_to(ROOT).as_posix() for path in PAGES]
-SKETCHES = {"docs/scale.md"}  # its block is of a request that a server of the reader's has
+# Blocks of a request that a server of the reader's has; and of several processes, from an example that has a test.
+SKETCHES = {"docs/scale.md", "docs/parallel.md"}
 
 
 def blocks(page: Path) -> list[tuple[str, str]]:

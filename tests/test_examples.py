@@ -20,7 +20,11 @@ from taylorseer_fx.bench import models, tiny_text
 from taylorseer_fx.bench.pipelines import flux_pipeline, quiet, randomize, tiny_vae, tiny_wan_vae, wan_scheduler
 from taylorseer_fx.bench.workloads import tiny_flux_transformer, tiny_wan_transformer
 
-ELSEWHERE = {"server_streams", "ray_serve"}  # run by test_server_example.py and test_ray_serve_example.py
+ELSEWHERE = {
+    "server_streams",
+    "ray_serve",
+    "over_several_gpus",
+}  # test_server_example.py, test_ray_serve_example.py, distributed/
 FOLDER = Path(__file__).parents[1] / "examples"
 SMALL = {"height": 8, "width": 8, "max_sequence_length": tiny_text.LENGTH}
 
@@ -68,7 +72,7 @@ def pixels(path: str) -> Any:
 
 def test_every_example_is_listed_and_run():
     names = {path.stem for path in FOLDER.glob("*.py")}
-    assert len(names) == 9
+    assert len(names) == 10
     listed = re.findall(r"\]\((\w+)\.py\)", (FOLDER / "README.md").read_text())
     assert sorted(listed) == sorted(names)
     assert {name.removeprefix("test_") for name in globals() if name.startswith("test_")} >= names - ELSEWHERE

@@ -2,15 +2,21 @@
 
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from rich.console import Console
 from rich.table import Table
+from torch import nn
 
 from taylorseer_fx.bench.geometries import GEOMETRIES, Geometry
+from taylorseer_fx.bench.sharing import WAYS, one_of, share
 from taylorseer_fx.config import GRANULARITIES, MAX_ORDER, BackendConfig
+from taylorseer_fx.errors import ConfigError
+from taylorseer_fx.explain import collectives_text
+from taylorseer_fx.passes.steps import StepKind
 from taylorseer_fx.planning import Plan, plan_each
 from taylorseer_fx.runtime.schedule import Schedule
 from taylorseer_fx.text import format_bytes, format_flops
@@ -25,12 +31,23 @@ class PlanSettings:
     """The settings to plan.
 
     ``num_steps``: None for the default of the model's pipeline; ``given``: settings of ``PLANNED_SETTINGS``; ``orders``: those
-    to count buffers for.
+    to count buffers for; ``world_size``: ranks that share the model, in the ``way`` of that name.
     """
 
     num_steps: int | None = None
     given: Mapping[str, Any] = field(default_factory=dict)
     orders: tuple[int, ...] = tuple(range(MAX_ORDER + 1))
+    world_size: int = 1
+    way: str = "ulysses"
+
+    def __post_init__(self) -> None:
+        """Raises:
+        ConfigError: there are no ranks, or no such way to share a model.
+        """
+        if self.world_size < 1:
+            raise ConfigError("world_size", "an int of at least 1", self.world_size)
+        if self.way not in WAYS:
+            raise ConfigError("share", " or ".join(map(repr, WAYS)), self.way)
 
     def configs(self) -> list[BackendConfig]:
         """One for each granularity and order.
@@ -59,12 +76,22 @@ def list_models(console: Console) -> None:
 def plan_model(name: str, settings: PlanSettings) -> list[tuple[str, Plan]]:
     """A plan for each granularity and order, all of one trace."""
     geometry = GEOMETRIES[name]
-    model, inputs = geometry.on_meta()
     configs = settings.configs()
-    with warnings.catch_warnings():
+    with one_of(settings.world_size) if settings.world_size > 1 else nullcontext(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Torchinductor does not support")  # nothing is compiled here
+        model, inputs = geometry.on_meta()
+        if settings.world_size > 1:
+            _share(name, model, settings)
         plans = plan_each(model, inputs, configs, settings.num_steps or geometry.num_steps)
     return [(config.granularity, plan) for config, plan in zip(configs, plans, strict=True)]
+
+
+def _share(name: str, model: nn.Module, settings: PlanSettings) -> None:
+    try:
+        share(model, settings.way)
+    except ValueError as error:  # diffusers has no plan for the model, or its heads cannot be divided
+        allowed = f"a way to share {name} between {settings.world_size} ranks"
+        raise ConfigError("share", allowed, settings.way, f"{error} simple_fsdp shares any model.") from error
 
 
 def print_plan(name: str, settings: PlanSettings, console: Console) -> None:
@@ -74,7 +101,7 @@ def print_plan(name: str, settings: PlanSettings, console: Console) -> None:
         found = plan_model(name, settings)
     _, first = found[0]
     full = first.full_steps
-    console.print(f"[bold]{name}[/bold], {geometry.work}, {_dtype(geometry)}", highlight=False)
+    console.print(f"[bold]{name}[/bold], {geometry.work}, {_dtype(geometry)}{_ranks(settings)}", highlight=False)
     console.print(f"full steps     {len(full)} of {first.num_steps}: {', '.join(map(str, full))}", highlight=False)
     console.print(f"full step      {format_flops(first.flops_full)} a call\n", highlight=False)
     table = Table(header_style="bold", box=None, pad_edge=False)
@@ -84,9 +111,17 @@ def print_plan(name: str, settings: PlanSettings, console: Console) -> None:
     for row in zip(_headings(settings.orders), *map(_cells, by_granularity.values()), strict=True):
         table.add_row(*row)
     console.print(table)
+    for granularity, (plan, *_) in by_granularity.items() if settings.world_size > 1 else ():
+        for kind in StepKind:
+            received = collectives_text(entry for report in plan.reports for entry in report.collectives[kind.value])
+            console.print(f"{granularity}: a {kind.value} step receives {received}", highlight=False)
     for note in first.notes:
         console.print(f"note: {note}", highlight=False)
     console.print("buffers are those of one stream; guidance in two calls a step has two", style="dim", highlight=False)
+
+
+def _ranks(settings: PlanSettings) -> str:
+    return f"; all figures are those of one of {settings.world_size} ranks, {settings.way}" if settings.world_size > 1 else ""
 
 
 def _headings(orders: Sequence[int]) -> list[str]:

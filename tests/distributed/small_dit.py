@@ -73,7 +73,7 @@ def inputs(step: int) -> dict[str, Tensor]:
     return {"x": torch.lerp(start, end, u) + u * u, "timestep": torch.full((2,), 1000.0 - 20 * step)}
 
 
-def share(model: SmallDiT, mesh: DeviceMesh) -> None:
+def share_branches(model: SmallDiT, mesh: DeviceMesh) -> None:
     """Split every branch over the ranks of ``mesh``."""
     for block in model.blocks:
         parallelize_module(block.attention, mesh, ATTENTION_PLAN)

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,11 +15,12 @@ from torch._dynamo.utils import counters
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
+import taylorseer_fx
 from taylorseer_fx import RanksDisagreeError, TaylorSeerBackend, TaylorSeerWarning, taylorseer_backend
+from taylorseer_fx.bench.sharing import one_device_per_rank, share
 from taylorseer_fx.runtime.dispatch import Dispatcher
 from tests import zoo
-from tests.distributed.parallel import parallelize
-from tests.distributed.small_dit import inputs, share, small_dit
+from tests.distributed import small_dit
 from tests.models import qwen, wan
 
 NUM_STEPS = 10
@@ -60,7 +62,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Ran:
-    """Two generations; ``kinds`` has a letter for each step, F or T; ``collectives`` are (operator, count, bytes) by step kind."""
+    """Two generations; ``kinds`` has a letter for each step, F or T; ``collectives`` are (operator, count, bytes) by kind."""
 
     generations: tuple[Tensor, Tensor]
     kinds: str
@@ -79,7 +81,7 @@ def run_cell(cell: Cell) -> Ran:
     with zoo.attention_backend_kept():
         model = shared.build()
         if cell.way != "alone":
-            parallelize(model, cell.way)
+            share(model, cell.way)
             if cell.way in ("ulysses", "ring"):  # in the first call, diffusers' hooks do what Dynamo cannot trace
                 model(**shared.inputs(0))
         backend = taylorseer_backend(**SETTINGS, granularity=cell.granularity, compiler=cell.compiler)
@@ -121,8 +123,8 @@ class Mishap:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a rank saw: the error that ranks disagree, in which call (counted from 0 over two generations); the calls whose results
-    were not as usual; and whether all was as usual again afterwards.
+    """What a rank saw: the error that ranks disagree, and in which call (counted from 0 over two generations); the calls whose
+    results were not as usual; and whether all was as usual again afterwards.
     """
 
     error: str | None
@@ -150,7 +152,7 @@ class _Loop:
 
 def _loop(cell: Cell) -> _Loop:
     shared = MODELS[cell.model]
-    model = parallelize(shared.build(), cell.way)
+    model = share(shared.build(), cell.way)
     backend = taylorseer_backend(**SETTINGS, granularity=cell.granularity, compiler=cell.compiler)
     return _Loop(torch.compile(model, backend=backend, fullgraph=True), backend, shared.inputs)
 
@@ -222,12 +224,23 @@ run_until_one_ends.ends_alone = True
 
 def run_small_dit(compiler: str) -> tuple[Ran, Counter[str]]:
     """Tensor parallel with torch's own styles, with the counts of AOTAutograd's cache."""
-    model = small_dit()
-    share(model, init_device_mesh("cpu", (dist.get_world_size(),)))
+    model = small_dit.small_dit()
+    small_dit.share_branches(model, init_device_mesh("cpu", (dist.get_world_size(),)))
     backend = taylorseer_backend(**SETTINGS, compiler=compiler)
     compiled = torch.compile(model, backend=backend)
-    ran = _run(lambda **step: (compiled(**step),), backend, inputs)
+    ran = _run(lambda **step: (compiled(**step),), backend, small_dit.inputs)
     return ran, Counter(counters["aot_autograd"])
+
+
+def run_example(num_steps: int, folder: str) -> tuple[int, int]:
+    """The example of the docs on a tiny pipeline: its calls by kind; the first rank leaves a picture in ``folder``."""
+    from examples import over_several_gpus
+    from tests.test_examples import SMALL, flux
+
+    taylorseer_fx.accelerate = partial(taylorseer_fx.accelerate, compiler="eager")
+    one_device_per_rank()
+    handle = over_several_gpus.main(flux(), f"{folder}/picture.png", num_steps, **SMALL)
+    return handle.stats().full_calls, handle.stats().forecast_calls
 
 
 def run_fully_sharded(granularity: str) -> tuple[Ran, list[str]]:

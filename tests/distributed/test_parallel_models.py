@@ -1,16 +1,23 @@
-"""Two ranks share a model, in each of the ways that users have: results are those of one process, and forecast steps communicate no
-more than they must.
+"""Two ranks share a model, in each of the ways that users have: results are those of one process, and forecast steps communicate
+no more than they must.
 """
 
 from dataclasses import replace
+from functools import partial
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+import taylorseer_fx
+from examples import flux
 from taylorseer_fx.text import format_bytes
 from tests import zoo
 from tests.distributed.ranks import needs_gloo, run_ranks
 from tests.distributed.tasks import Cell, Ran, run_cell
+from tests.test_examples import SMALL
+from tests.test_examples import flux as tiny_flux
 from tests.turns import in_turns
 
 pytestmark = needs_gloo
@@ -109,3 +116,12 @@ def test_fully_shard(tmp_path):
             assert (ours - theirs).abs().max() <= 1e-5 * theirs.abs().max()
         (notice,) = [notice for notice in notices if "fully_shard" in notice]
         assert f"gather all {format_bytes(num_bytes)} of them" in notice
+
+
+def test_example(tmp_path, monkeypatch):
+    """The picture is that of one process, which the first rank saves."""
+    assert run_ranks("run_example", tmp_path / "ranks", 10, str(tmp_path)) == [(2, 8), (2, 8)]
+    monkeypatch.setattr(taylorseer_fx, "accelerate", partial(taylorseer_fx.accelerate, compiler="eager"))
+    flux.main(tiny_flux(), str(tmp_path / "alone.png"), 10, **SMALL)
+    shared, alone = (np.asarray(Image.open(tmp_path / name), dtype=float) for name in ("picture.png", "alone.png"))
+    assert np.abs(shared - alone).max() <= 1

@@ -22,7 +22,7 @@ def expected_outputs() -> list[torch.Tensor]:
 
 @pytest.mark.turn(1, 3)
 def test_tensor_parallel(tmp_path):
-    """A forecast step communicates nothing, since all it would have to sum up is forecast, and the branch that nobody reads is gone.
+    """A forecast step communicates nothing, since all it would have to sum up is forecast, and what nobody reads is gone.
 
     Both ranks execute and forecast the same steps (else they would wait for one another forever) and agree on every output.
     """

@@ -1,6 +1,11 @@
-"""The ways in which ranks share a model, as users set them up; where that refuses a CPU, its check is stood in for."""
+"""The ways in which ranks share a model, as users set them up; where diffusers refuses a CPU, its check is stood in for.
 
-from collections.abc import Callable
+Also on paper: one process counts what it would be as one of any number of ranks, with nobody to communicate with.
+"""
+
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -12,37 +17,54 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
-WAYS = ("tensor", "ulysses", "ring", "simple_fsdp")
+
+def share(model: nn.Module, way: str) -> nn.Module:
+    """Share ``model`` between all ranks, in place.
+
+    Args:
+        model: of diffusers; it needs a ``_tp_plan`` for "tensor", and a ``_cp_plan`` for "ulysses" and "ring".
+        way: one of ``WAYS``.
+    """
+    return WAYS[way](model)
 
 
-def parallelize(model: nn.Module, way: str) -> nn.Module:
-    """Share ``model`` between all ranks."""
-    return {"tensor": _tensor, "ulysses": _ulysses, "ring": _ring, "simple_fsdp": simple_fsdp}[way](model)
+@contextmanager
+def one_of(world_size: int) -> Iterator[None]:
+    """Be rank 0 of a group in which nothing is communicated, to trace and count; what is computed meanwhile is wrong."""
+    from torch.testing._internal.distributed.fake_pg import FakeStore  # registers the backend, too
+
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=world_size)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", category=UserWarning, module="torch.distributed.*")
+            yield
+    finally:
+        dist.destroy_process_group()
 
 
 def _tensor(model: Any) -> nn.Module:
     from diffusers.hooks import tensor_parallel
 
     tensor_parallel._SUPPORTED_TP_DEVICES = (*tensor_parallel._SUPPORTED_TP_DEVICES, "cpu")
-    _one_device_a_rank()
+    one_device_per_rank()
     model.enable_parallelism(config=TensorParallelConfig(tp_degree=dist.get_world_size()))
     return model
 
 
 def _ulysses(model: Any) -> nn.Module:
-    _one_device_a_rank()
+    one_device_per_rank()
     model.enable_parallelism(config=ContextParallelConfig(ulysses_degree=dist.get_world_size()))
     return model
 
 
 def _ring(model: Any) -> nn.Module:
-    _one_device_a_rank()
+    one_device_per_rank()
     attention_dispatch._native_attention_forward_op = _with_log_sum_exp
     model.enable_parallelism(config=ContextParallelConfig(ring_degree=dist.get_world_size()))
     return model
 
 
-def _one_device_a_rank() -> None:
+def one_device_per_rank() -> None:
     """Diffusers divides by the number of accelerators, which is zero."""
     torch.accelerator.device_count = lambda: 1
 
@@ -83,3 +105,6 @@ def _gathered(name: str) -> Callable[[nn.Module], Tensor]:
         return parameter.redistribute(placements=[Replicate()]).to_local()
 
     return gathered
+
+
+WAYS = {"tensor": _tensor, "ulysses": _ulysses, "ring": _ring, "simple_fsdp": simple_fsdp}
