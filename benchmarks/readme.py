@@ -13,7 +13,7 @@ from taylorseer_fx.bench.results import Report, Row, WorkloadResult
 from taylorseer_fx.bench.tables import machine
 from taylorseer_fx.bench.verdict import standing
 from taylorseer_fx.demo import results as demo
-from taylorseer_fx.text import format_bytes
+from taylorseer_fx.text import format_bytes, format_flops
 
 PAGES = {
     "README.md": ("choice", "compared"),

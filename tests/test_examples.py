@@ -20,11 +20,7 @@ from taylorseer_fx.bench import models, tiny_text
 from taylorseer_fx.bench.pipelines import flux_pipeline, quiet, randomize, tiny_vae, tiny_wan_vae, wan_scheduler
 from taylorseer_fx.bench.workloads import tiny_flux_transformer, tiny_wan_transformer
 
-ELSEWHERE = {
-    "server_streams",
-    "ray_serve",
-    "over_several_gpus",
-}  # test_server_example.py, test_ray_serve_example.py, distributed/
+ELSEWHERE = {"server_streams", "ray_serve", "over_several_gpus"}  # two have a test of their own, one is in tests/distributed
 FOLDER = Path(__file__).parents[1] / "examples"
 SMALL = {"height": 8, "width": 8, "max_sequence_length": tiny_text.LENGTH}
 

@@ -15,17 +15,17 @@ from diffusers.models import attention_dispatch
 from diffusers.models.modeling_utils import TensorParallelConfig
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
 
-def share(model: nn.Module, way: str) -> nn.Module:
+def share(model: nn.Module, way: str) -> None:
     """Share ``model`` between all ranks, in place.
 
     Args:
         model: of diffusers; it needs a ``_tp_plan`` for "tensor", and a ``_cp_plan`` for "ulysses" and "ring".
         way: one of ``WAYS``.
     """
-    return WAYS[way](model)
+    WAYS[way](model)
 
 
 @contextmanager
@@ -42,26 +42,23 @@ def one_of(world_size: int) -> Iterator[None]:
         dist.destroy_process_group()
 
 
-def _tensor(model: Any) -> nn.Module:
+def _tensor(model: Any) -> None:
     from diffusers.hooks import tensor_parallel
 
     tensor_parallel._SUPPORTED_TP_DEVICES = (*tensor_parallel._SUPPORTED_TP_DEVICES, "cpu")
     one_device_per_rank()
     model.enable_parallelism(config=TensorParallelConfig(tp_degree=dist.get_world_size()))
-    return model
 
 
-def _ulysses(model: Any) -> nn.Module:
+def _ulysses(model: Any) -> None:
     one_device_per_rank()
     model.enable_parallelism(config=ContextParallelConfig(ulysses_degree=dist.get_world_size()))
-    return model
 
 
-def _ring(model: Any) -> nn.Module:
+def _ring(model: Any) -> None:
     one_device_per_rank()
     attention_dispatch._native_attention_forward_op = _with_log_sum_exp
     model.enable_parallelism(config=ContextParallelConfig(ring_degree=dist.get_world_size()))
-    return model
 
 
 def one_device_per_rank() -> None:
@@ -83,7 +80,7 @@ def _with_log_sum_exp(ctx: Any, query: Tensor, key: Tensor, value: Tensor, *opti
     return out.permute(0, 2, 1, 3), lse.permute(0, 2, 1)
 
 
-def simple_fsdp(model: nn.Module) -> nn.Module:
+def simple_fsdp(model: nn.Module) -> None:
     """Fully sharded data parallel inside the graph, as torchtitan's SimpleFSDP: a weight is a shard of its first dimension, and
     gathered where it is read.
     """
@@ -95,14 +92,13 @@ def simple_fsdp(model: nn.Module) -> nn.Module:
         if parameters:
             gathering = {name: property(_gathered(name)) for name in parameters}
             module.__class__ = type(module.__class__.__name__, (module.__class__,), gathering)
-    return model
 
 
 def _gathered(name: str) -> Callable[[nn.Module], Tensor]:
     def gathered(module: nn.Module) -> Tensor:
-        parameter = module._parameters[name]
-        assert isinstance(parameter, DTensor)
-        return parameter.redistribute(placements=[Replicate()]).to_local()
+        parameter: Any = module._parameters[name]
+        weight: Tensor = parameter.redistribute(placements=[Replicate()]).to_local()
+        return weight
 
     return gathered
 

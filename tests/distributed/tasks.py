@@ -152,7 +152,8 @@ class _Loop:
 
 def _loop(cell: Cell) -> _Loop:
     shared = MODELS[cell.model]
-    model = share(shared.build(), cell.way)
+    model = shared.build()
+    share(model, cell.way)
     backend = taylorseer_backend(**SETTINGS, granularity=cell.granularity, compiler=cell.compiler)
     return _Loop(torch.compile(model, backend=backend, fullgraph=True), backend, shared.inputs)
 
@@ -230,6 +231,30 @@ def run_small_dit(compiler: str) -> tuple[Ran, Counter[str]]:
     compiled = torch.compile(model, backend=backend)
     ran = _run(lambda **step: (compiled(**step),), backend, small_dit.inputs)
     return ran, Counter(counters["aot_autograd"])
+
+
+def run_guided(granularity: str, compiler: str) -> Ran:
+    """Guidance of FLUX, a rank for each half, or both halves as streams of this process where there is no other."""
+    torch._dynamo.reset()
+    zoo_model = zoo.flux()
+    backend = taylorseer_backend(**SETTINGS, granularity=granularity, compiler=compiler)
+    compiled = torch.compile(zoo_model.model, backend=backend)
+
+    def half(number: int, step: float) -> Tensor:
+        return compiled(**zoo_model.inputs(step) | {"pooled_projections": zoo.noise((2, 16), number, torch.float32)})[0]
+
+    def guided(step: float) -> tuple[Tensor]:
+        if dist.is_initialized():
+            halves = [torch.empty(2, 16, 4) for _ in range(2)]
+            dist.all_gather(halves, half(dist.get_rank(), step).contiguous())
+        else:
+            halves = []
+            for number in range(2):
+                with backend.stream(str(number)):
+                    halves.append(half(number, step).clone())
+        return (halves[1] + 3.0 * (halves[0] - halves[1]),)
+
+    return _run(guided, backend, lambda step: {"step": step})
 
 
 def run_example(num_steps: int, folder: str) -> tuple[int, int]:

@@ -15,7 +15,7 @@ from examples import flux
 from taylorseer_fx.text import format_bytes
 from tests import zoo
 from tests.distributed.ranks import needs_gloo, run_ranks
-from tests.distributed.tasks import Cell, Ran, run_cell
+from tests.distributed.tasks import Cell, Ran, run_cell, run_guided
 from tests.test_examples import SMALL
 from tests.test_examples import flux as tiny_flux
 from tests.turns import in_turns
@@ -116,6 +116,24 @@ def test_fully_shard(tmp_path):
             assert (ours - theirs).abs().max() <= 1e-5 * theirs.abs().max()
         (notice,) = [notice for notice in notices if "fully_shard" in notice]
         assert f"gather all {format_bytes(num_bytes)} of them" in notice
+
+
+@pytest.mark.parametrize(
+    ("granularity", "compiler"),
+    in_turns([("module", "eager"), ("stack", "eager"), ("module", "inductor"), ("stack", "inductor")], 4),
+)
+def test_a_rank_for_each_half_of_guidance(granularity, compiler, tmp_path):
+    """No collective is in the graph; a rank holds the buffers of its half."""
+    with torch.no_grad():
+        alone = run_guided(granularity, "eager")
+    ranks = run_ranks("run_guided", tmp_path, granularity, compiler)
+    for ran in ranks:
+        assert ran.collectives == {"full": [], "forecast": []}
+        assert ran.kinds == alone.kinds
+        assert torch.equal(ran.generations[0], ranks[0].generations[0])
+        assert torch.equal(*ran.generations)
+        tolerance = 1e-5 if compiler == "eager" else 1e-4
+        assert (ran.generations[0] - alone.generations[0]).abs().max() <= tolerance * alone.generations[0].abs().max()
 
 
 def test_example(tmp_path, monkeypatch):
