@@ -57,7 +57,7 @@ def build_gathered(emit: Emit, node: fx.Node, window: Window, inputs: list[fx.No
     assert isinstance(gather, fx.Node)
     shards = [_contiguous(emit, shard) for shard in inputs]
     if _is_broadcast(node, window):
-        send = torch.ops._c10d_functional.broadcast.default
+        send = getattr(torch.ops, NAMESPACE).broadcast.default
         sent = [
             emit(node.target, emit(send, shard, rank, gather.args[2])) for (rank, _), shard in zip(parts, shards, strict=True)
         ]
