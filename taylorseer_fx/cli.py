@@ -9,7 +9,7 @@ from pathlib import Path
 from taylorseer_fx.version import __version__
 
 MODELS = ("digits", "fashion")  # with trained weights in the package; ``taylorseer_fx.shipped`` has them
-EXTRAS = {"ray": "ray", "pyarrow": "ray"}  # the extra that brings a package; others come with the command's
+EXTRAS = {"gradio": "app", "ray": "ray", "pyarrow": "ray"}  # the extra that brings a package; others come with the command's
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] == "taylorseer_fx":
             raise
-        extra = EXTRAS.get((error.name or "").partition(".")[0], "app" if args.command == "app" else "demo")
+        extra = EXTRAS.get((error.name or "").partition(".")[0], "demo")
         print(f'taylorseer-fx {args.command} needs {error.name}: pip install "taylorseer-fx[{extra}]"', file=sys.stderr)
         return 1
 
