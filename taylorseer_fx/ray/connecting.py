@@ -7,6 +7,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from math import ceil
 from typing import Any
 
 import ray
@@ -27,11 +28,11 @@ ABOUT_QUIET = b"Set ray log level from environment variable"  # what that part t
 
 
 @contextmanager
-def connected(workers: int, address: str | None = None) -> Iterator[None]:
+def connected(workers: int, address: str | None = None, num_cpus: float = 1) -> Iterator[None]:
     """Have a Ray inside: the one that is connected already, else the cluster at ``address``, else one for this process.
 
     Args:
-        workers: processes that an own Ray has room for, a core each.
+        workers: processes that an own Ray has room for, of ``num_cpus`` each.
         address: of a cluster: "auto" or "HOST:PORT".
 
     Raises:
@@ -50,7 +51,11 @@ def connected(workers: int, address: str | None = None) -> Iterator[None]:
     try:
         with _without_line(ABOUT_QUIET):
             if address is None:
-                own = {"num_cpus": workers + 1, "include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
+                own = {
+                    "num_cpus": ceil(workers * num_cpus) + 1,
+                    "include_dashboard": False,
+                    "object_store_memory": OBJECT_STORE_BYTES,
+                }
                 ray.init(address="local", **own, **quiet)
             else:
                 _join(address, quiet)

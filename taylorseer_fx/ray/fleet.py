@@ -82,7 +82,7 @@ def sample(
 
     Raises:
         ConfigError: there are no rows, a setting is out of its range, ``out`` holds a run of others or is being written to,
-            ``build`` cannot be sent to a worker, or no cluster is at ``address``.
+            ``build`` cannot be sent to a worker, no cluster is at ``address``, or Ray has less than the workers take.
         Exception: what ``build`` or ``draw`` raise in a worker, as Ray passes it on.
     """
     table, out = numbered(rows), Path(out).absolute()
@@ -102,7 +102,8 @@ def sample(
         on_rows(len(found))
         if todo := list(batches(table, batch_size, found)):
             drawing = _Drawing(build, given, {"num_cpus": num_cpus, "num_gpus": num_gpus}, min(workers, len(todo)))
-            with connected(workers, address):
+            with connected(workers, address, num_cpus):
+                _must_fit(drawing)
                 reports = _reports(drawing.run(todo), len(found), on_rows)
             _must_be_complete(table, out)
             remove_leftovers(out)
@@ -164,6 +165,16 @@ def _digest(table: pa.Table) -> str:
     """Of the rows: what a folder is a run of."""
     content = json.dumps(table.to_pylist(), default=str).encode()
     return f"{len(table)}, {hashlib.sha256(content).hexdigest()[:16]}"
+
+
+def _must_fit(drawing: _Drawing) -> None:
+    """Else Ray would wait, without a word, for a machine to join."""
+    have = ray.cluster_resources()
+    for name, kind in (("num_cpus", "CPU"), ("num_gpus", "GPU")):
+        amount, there = drawing.resources[name], have.get(kind, 0.0)
+        if amount * drawing.workers > there:
+            allowed = f"at most what this Ray has for all workers together, {there:g} {kind}s"
+            raise ConfigError(name, allowed, f"{amount:g} for each of {drawing.workers}", "Ask for fewer workers.")
 
 
 def _must_be_the_same(out: Path, identity: Mapping[str, Any]) -> None:

@@ -4,6 +4,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -19,6 +20,7 @@ import ray
 from taylorseer_fx import ConfigError, TaylorSeerWarning
 from taylorseer_fx.compat import inductor_cache_in
 from taylorseer_fx.ray import Sampler, connected, connecting, finished_ids, read, sample, unfinished
+from taylorseer_fx.ray import fleet as fleet_module
 from taylorseer_fx.ray.rows import batches, numbered
 from taylorseer_fx.ray.shipped import labelled
 from tests.fleets.builds import Noted, Tiny, failing, uncompiled
@@ -220,6 +222,14 @@ class TestWrongUse:
         lock = Lock()
         with pytest.raises(ConfigError, match=r"build must be a function that can be sent to a worker.* inside of it"):
             sample(lambda: lock, 4, tmp_path)
+
+    @pytest.mark.parametrize(("setting", "text"), [("num_cpus", "3 CPUs, got '2 for each of 2'"), ("num_gpus", "0 GPUs, got")])
+    def test_more_than_ray_has(self, setting, text, tmp_path, monkeypatch):
+        """Rather than wait for it."""
+        monkeypatch.setattr(fleet_module, "connected", lambda *_: nullcontext())
+        monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 3.0})
+        with pytest.raises(ConfigError, match=f"{setting} must be at most what this Ray has for all workers together, {text}"):
+            sample(TINY, 4, tmp_path, workers=2, batch_size=2, **{setting: 2})
 
     @pytest.mark.parametrize("changed", [{"seed": 1}, {"batch_size": 3}, {"rows": 5}, {"settings": {"steps": 5}}])
     def test_a_folder_of_another_run(self, changed, tmp_path, monkeypatch):
