@@ -17,9 +17,10 @@ from ray.data import DataContext
 from taylorseer_fx.errors import ConfigError
 
 log = logging.getLogger(__name__)
-OBJECT_STORE_BYTES = 256 << 20  # what is sent are rows and reports; pictures are written by the workers
+OWN = {"include_dashboard": False, "object_store_memory": 256 << 20}  # bytes, of rows and reports; workers write the pictures
+QUIET: Mapping[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
 CONNECT_TIMEOUT_S = 5.0
-QUIET = {
+QUIET_VARIABLES = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # else it warns of what it will do in a later version
     "RAY_BACKEND_LOG_LEVEL": "fatal",  # of its C++ part, which writes to the console
@@ -45,27 +46,21 @@ def connected(workers: int, address: str | None = None, num_cpus: float = 1) -> 
             raise ConfigError("address", "left out where Ray is connected already", address)
         yield
         return
-    for name, value in QUIET.items():
+    for name, value in QUIET_VARIABLES.items():
         os.environ.setdefault(name, value)
-    quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
-    try:
-        with _without_line(ABOUT_QUIET):
-            if address is None:
-                own = {
-                    "num_cpus": ceil(workers * num_cpus) + 1,
-                    "include_dashboard": False,
-                    "object_store_memory": OBJECT_STORE_BYTES,
-                }
-                ray.init(address="local", **own, **quiet)
-            else:
-                _join(address, quiet)
-        with _quiet_data(), _short_news():
+    with _quiet_data(), _short_news():
+        try:
+            with _without_line(ABOUT_QUIET):
+                if address is None:
+                    ray.init(address="local", num_cpus=ceil(workers * num_cpus) + 1, **OWN, **QUIET)
+                else:
+                    _join(address)
             yield
-    finally:
-        ray.shutdown()
+        finally:
+            ray.shutdown()
 
 
-def _join(address: str, quiet: Mapping[str, object]) -> None:
+def _join(address: str) -> None:
     allowed = 'that of a running Ray cluster, "auto" or "HOST:PORT"'
     hint = "'ray start --head' starts one, and prints its address; without an address, a Ray of this process's own is used."
     host, _, port = address.removeprefix("ray://").rpartition(":")
@@ -77,7 +72,7 @@ def _join(address: str, quiet: Mapping[str, object]) -> None:
         except (OSError, OverflowError) as error:
             raise ConfigError("address", allowed, address, f"Nothing answers there ({error}). {hint}") from None
     try:
-        ray.init(address=address, **quiet)
+        ray.init(address=address, **QUIET)
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise ConfigError("address", allowed, address, f"Ray could not join it ({error}). {hint}") from error
 

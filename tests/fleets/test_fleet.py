@@ -27,6 +27,7 @@ from tests.fleets.builds import Noted, Tiny, failing, uncompiled
 from tests.fleets.in_this_process import replace_workers
 
 TINY = Tiny()
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -118,6 +119,15 @@ class TestWorkers:
         )
         assert sorted(row["id"] for row in report.take_all()) == [0, 1, 2, 5, 6, 7]
         assert read(out)["id"].tolist() == list(range(8))
+
+    @pytest.mark.turn(2, 4)
+    def test_a_cluster_by_its_address(self, tmp_path):
+        """Another process joins the Ray of this one, and leaves it running."""
+        address = ray.get_runtime_context().gcs_address
+        command = [sys.executable, "-W", "ignore", "-c", JOINING, str(tmp_path / "out"), address]
+        subprocess.run(command, check=True, capture_output=True, cwd=ROOT)
+        assert read(tmp_path / "out")["id"].tolist() == [0, 1, 2, 3]
+        assert ray.is_initialized()
 
     @pytest.mark.turn(1, 3)
     def test_what_workers_warn_of(self, tmp_path):
@@ -251,6 +261,12 @@ class TestWrongUse:
             sample(TINY, 4, tmp_path)
 
 
+JOINING = """
+import sys
+from taylorseer_fx.ray import sample
+from tests.fleets.builds import Tiny
+sample(Tiny(), 4, sys.argv[1], batch_size=2, address=sys.argv[2])
+"""
 WITHOUT_RAY = """
 import sys
 sys.modules["ray"] = None
@@ -264,9 +280,7 @@ except ModuleNotFoundError as error:
 
 
 def test_without_ray():
-    done = subprocess.run(
-        [sys.executable, "-c", WITHOUT_RAY], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2]
-    )
+    done = subprocess.run([sys.executable, "-c", WITHOUT_RAY], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stderr == 'taylorseer-fx sample needs ray: pip install "taylorseer-fx[ray]"\n'
     assert done.stdout.splitlines() == [
         "1",
