@@ -20,7 +20,8 @@ log = logging.getLogger(__name__)
 OWN = {"include_dashboard": False, "object_store_memory": 256 << 20}  # bytes, of rows and reports; workers write the pictures
 QUIET: Mapping[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
 CONNECT_TIMEOUT_S = 5.0
-QUIET_VARIABLES = {
+VARIABLES = {
+    "RAY_worker_niceness": "0",  # else 15: workers that anything else on the machine goes before
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # else it warns of what it will do in a later version
     "RAY_BACKEND_LOG_LEVEL": "fatal",  # of its C++ part, which writes to the console
@@ -46,7 +47,7 @@ def connected(workers: int, address: str | None = None, num_cpus: float = 1) -> 
             raise ConfigError("address", "left out where Ray is connected already", address)
         yield
         return
-    for name, value in QUIET_VARIABLES.items():
+    for name, value in VARIABLES.items():
         os.environ.setdefault(name, value)
     with _quiet_data(), _short_news():
         try:

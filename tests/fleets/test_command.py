@@ -77,7 +77,7 @@ def test_a_ray_of_its_own(tmp_path):
     command = [sys.executable, "-W", "ignore", "-c", ALONE, str(tmp_path / "out")]
     environment = os.environ | {MARK: str(tmp_path)}
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2], env=environment)
-    ending = time.monotonic() + 60  # for workers that were told to end
+    ending = time.monotonic() + 120  # for workers that were told to end
     while (left := list(of_the_command(str(tmp_path)))) and time.monotonic() < ending:
         time.sleep(0.5)
     assert left == []
