@@ -15,6 +15,7 @@ from ray._private import worker as ray_worker  # which prints, with no setting t
 from ray.data import DataContext
 
 from taylorseer_fx.errors import ConfigError
+from taylorseer_fx.ray.sampler import must_be_at_least
 
 log = logging.getLogger(__name__)
 OWN = {"include_dashboard": False, "object_store_memory": 256 << 20}  # bytes, of rows and reports; workers write the pictures
@@ -40,8 +41,7 @@ def connected(workers: int, address: str | None = None, num_cpus: float = 1) -> 
     Raises:
         ConfigError: ``workers`` is below 1, or there is no cluster at ``address``.
     """
-    if workers < 1:
-        raise ConfigError("workers", "at least 1", workers)
+    must_be_at_least(1, workers=workers)
     if ray.is_initialized():
         if address is not None:
             raise ConfigError("address", "left out where Ray is connected already", address)

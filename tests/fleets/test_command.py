@@ -101,10 +101,11 @@ def of_the_command(mark: str) -> Iterator[str]:
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        (["--count", "0"], "count must be at least 1, got 0"),
-        (["--workers", "0"], "workers must be at least 1, got 0"),
-        (["--steps", "0"], "steps must be at least 1, got 0"),
-        (["--batch", "0"], "batch_size must be at least 1, got 0"),
+        (["--count", "0"], "count must be an int of at least 1, got 0"),
+        (["--workers", "0"], "workers must be an int of at least 1, got 0"),
+        (["--steps", "0"], "steps must be an int of at least 1, got 0"),
+        (["--seed", "-1"], "seed must be an int of at least 0, got -1"),
+        (["--batch", "0"], "batch_size must be an int of at least 1, got 0"),
         (["--speedup", "0.5"], "speedup must be"),
         (["--address", "127.0.0.1:1"], "address must be that of a running Ray cluster"),
     ],

@@ -213,8 +213,9 @@ class TestWrongUse:
     @pytest.mark.parametrize(
         ("setting", "value", "text"),
         [
-            ("workers", 0, "workers must be at least 1, got 0"),
-            ("batch_size", 0, "batch_size must be at least 1, got 0"),
+            ("workers", 0, "workers must be an int of at least 1, got 0"),
+            ("batch_size", 0, "batch_size must be an int of at least 1, got 0"),
+            ("seed", -1, "seed must be an int of at least 0, got -1"),
             ("files", "jpeg", "files must be 'parquet' or 'png', got 'jpeg'"),
         ],
     )
