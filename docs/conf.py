@@ -6,7 +6,7 @@ import logging
 from taylorseer_fx.version import __version__
 
 logging.disable(logging.WARNING)  # of libraries that are imported for their signatures
-importlib.import_module("taylorseer_fx")
+importlib.import_module("taylorseer_fx.acceleration")
 logging.disable(logging.NOTSET)
 
 project = "taylorseer_fx"

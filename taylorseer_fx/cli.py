@@ -31,6 +31,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
 
 
+def _begin() -> None:
+    """Print a first line at once, since importing torch and diffusers takes seconds."""
+    print(f"taylorseer-fx {__version__}: loading torch and diffusers", flush=True)
+
+
 def _add_demo(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     demo = commands.add_parser("demo", help="generate pictures three ways, and show time and pictures side by side")
     demo.add_argument("--model", choices=MODELS, default=MODELS[0], help="one of the two that ship (default: %(default)s)")
@@ -45,6 +50,7 @@ def _add_demo(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -
 def _demo(args: argparse.Namespace) -> int:
     from rich.console import Console
 
+    _begin()
     with _without_torchao():
         from taylorseer_fx.demo.main import run_demo
         from taylorseer_fx.demo.runs import demo_config
@@ -106,6 +112,7 @@ def _add_calibrate(commands: "argparse._SubParsersAction[argparse.ArgumentParser
 def _calibrate(args: argparse.Namespace) -> int:
     from rich.console import Console
 
+    _begin()
     from taylorseer_fx.errors import ConfigError
 
     with _without_torchao():
@@ -223,6 +230,7 @@ def _add_bench(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 def _bench(args: argparse.Namespace) -> int:
     from rich.console import Console
 
+    _begin()
     from taylorseer_fx.bench.main import run_bench
     from taylorseer_fx.bench.measure import MeasureSettings
     from taylorseer_fx.bench.suite import DEFAULT, entries
