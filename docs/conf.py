@@ -23,6 +23,7 @@ autodoc_preserve_defaults = True
 python_use_unqualified_type_names = True
 
 html_theme = "furo"
+html_static_path, html_css_files = ["_static"], ["tables.css"]
 html_title = f"taylorseer_fx {__version__}"
 html_copy_source = False
 html_show_copyright = False
