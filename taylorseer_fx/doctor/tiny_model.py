@@ -16,11 +16,14 @@ class Attention(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         q, k, v = (x.unflatten(-1, (NUM_HEADS, -1)).transpose(1, 2) for x in self.qkv(tokens).chunk(3, -1))
-        return self.out(functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        result: Tensor = self.out(functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        return result
 
 
 class TinyModel(nn.Module):
     """The model: float32 ``[batch, tokens, 16]`` and the time ``[batch]`` in, float32 ``[batch, tokens, 16]`` out."""
+
+    frequencies: Tensor
 
     def __init__(self) -> None:
         super().__init__()
@@ -33,4 +36,5 @@ class TinyModel(nn.Module):
         shift = self.time(torch.cat([angles.sin(), angles.cos()], -1))[:, None]
         tokens = latents + self.attention(functional.layer_norm(latents, (WIDTH,)) + shift)
         tokens = tokens + self.mlp(functional.layer_norm(tokens, (WIDTH,)))
-        return self.out(tokens)
+        result: Tensor = self.out(tokens)
+        return result
