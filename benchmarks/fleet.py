@@ -108,17 +108,14 @@ def measure(count: int, batch: int, compiler: str = "inductor") -> dict[str, Any
         done, drawn = run_fleet(build, folder, count, batch)
         resumed = run_broken_off(build, folder, count, batch)
         seconds, pictures = run_alone(build, count, batch)
-    first = [worker for worker in done.workers if worker.cache_misses]
-    later = [worker for worker in done.workers if not worker.cache_misses]
+    workers = sorted(done.workers, key=lambda worker: not worker.cache_misses)  # the one that compiled, and those that came later
     return {
         "rows": len(drawn["id"]),
         "distinct": len(set(drawn["id"].tolist())),
         "bit_equal": bool(np.array_equal(drawn["picture"], pictures)),
         "batch": batch,
         "settings": SETTINGS,
-        "workers": [asdict(worker) for worker in done.workers],
-        "first_call_s": max((worker.first_call_seconds for worker in first), default=None),
-        "later_first_call_s": max((worker.first_call_seconds for worker in later), default=None),
+        "workers": [asdict(worker) for worker in workers],
         "fleet_s": done.seconds,
         "alone_s": seconds,
         "resumed": resumed,

@@ -309,24 +309,24 @@ def _except(names: Sequence[str]) -> str:
 
 
 def _fleet(source: dict[str, Any]) -> str:
-    once = f"{source['rows']} rows, {source['distinct']} of them different"
+    compiled, found, *replacing = source["workers"]
+    ratio = compiled["first_call_seconds"] / found["first_call_seconds"]
+    resumed, settings = source["resumed"], source["settings"]
     equal = "equal bit for bit to one process" if source["bit_equal"] else "NOT equal to one process"
-    ratio = source["first_call_s"] / source["later_first_call_s"]
-    resumed = source["resumed"]
     rows = [
-        ("with one of two workers killed in mid-generation", f"{once}, {equal}"),
-        ("first batch of the worker that compiles, cache empty", f"{source['first_call_s']:.1f} s"),
-        ("first batch of a later worker, the slowest", f"{source['later_first_call_s']:.1f} s, {ratio:.1f}x faster"),
-        ("the whole run, with starting, compiling and one death", f"{source['fleet_s']:.0f} s"),
+        ("one of two workers killed in mid-generation", f"{source['rows']} rows, {source['distinct']} different ones, {equal}"),
+        ("first batch of the worker that compiles, cache empty", f"{compiled['first_call_seconds']:.1f} s"),
+        ("first batch of the second worker", f"{found['first_call_seconds']:.1f} s, {ratio:.1f}x faster"),
+        *(("first batch of the one that replaces the dead", f"{each['first_call_seconds']:.1f} s") for each in replacing),
+        ("whole run, with starting, compiling and the death", f"{source['fleet_s']:.0f} s"),
         ("one process, compiled already", f"{source['alone_s']:.0f} s"),
         (
-            f"broken off at {resumed['finished']} rows and called again",
+            f"broken off at {resumed['finished']} rows, and called again",
             f"{resumed['rows']} rows, {resumed['redone']} drawn twice",
         ),
     ]
-    settings = source["settings"]
     title = f"digits, {settings['num_steps']} steps, `speedup={settings['speedup']:g}`, batches of {source['batch']}"
-    return f"{_markdown((title, ''), rows)}\n\nWorkers of one thread. {_machine(source)}"
+    return f"{_markdown((title, ''), rows)}\n\nWorkers of one thread, on a machine that did other work beside. {_machine(source)}"
 
 
 def _parallel(source: dict[str, Any]) -> str:

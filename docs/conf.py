@@ -6,7 +6,7 @@ import logging
 from taylorseer_fx.version import __version__
 
 logging.disable(logging.WARNING)  # of libraries that are imported for their signatures
-importlib.import_module("taylorseer_fx")
+importlib.import_module("taylorseer_fx.acceleration")
 logging.disable(logging.NOTSET)
 
 project = "taylorseer_fx"
@@ -23,6 +23,7 @@ autodoc_preserve_defaults = True
 python_use_unqualified_type_names = True
 
 html_theme = "furo"
+html_static_path, html_css_files = ["_static"], ["tables.css"]
 html_title = f"taylorseer_fx {__version__}"
 html_copy_source = False
 html_show_copyright = False

@@ -9,7 +9,7 @@ from pathlib import Path
 from taylorseer_fx.version import __version__
 
 MODELS = ("digits", "fashion")  # with trained weights in the package; ``taylorseer_fx.shipped`` has them
-EXTRAS = {"ray": "ray", "pyarrow": "ray"}  # the extra that brings a package; others come with the command's
+EXTRAS = {"gradio": "app", "ray": "ray", "pyarrow": "ray"}  # the extra that brings a package; others come with the command's
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -26,9 +26,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] == "taylorseer_fx":
             raise
-        extra = EXTRAS.get((error.name or "").partition(".")[0], "app" if args.command == "app" else "demo")
+        extra = EXTRAS.get((error.name or "").partition(".")[0], "demo")
         print(f'taylorseer-fx {args.command} needs {error.name}: pip install "taylorseer-fx[{extra}]"', file=sys.stderr)
         return 1
+
+
+def _begin() -> None:
+    """Print a first line at once, since importing torch and diffusers takes seconds."""
+    print(f"taylorseer-fx {__version__}: loading torch and diffusers", flush=True)
 
 
 def _add_demo(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -45,6 +50,7 @@ def _add_demo(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -
 def _demo(args: argparse.Namespace) -> int:
     from rich.console import Console
 
+    _begin()
     with _without_torchao():
         from taylorseer_fx.demo.main import run_demo
         from taylorseer_fx.demo.runs import demo_config
@@ -110,6 +116,7 @@ def _add_calibrate(commands: "argparse._SubParsersAction[argparse.ArgumentParser
 def _calibrate(args: argparse.Namespace) -> int:
     from rich.console import Console
 
+    _begin()
     from taylorseer_fx.errors import ConfigError
 
     with _without_torchao():
@@ -227,6 +234,7 @@ def _add_bench(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 def _bench(args: argparse.Namespace) -> int:
     from rich.console import Console
 
+    _begin()
     from taylorseer_fx.bench.main import run_bench
     from taylorseer_fx.bench.measure import MeasureSettings
     from taylorseer_fx.bench.suite import DEFAULT, entries

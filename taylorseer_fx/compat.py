@@ -21,6 +21,7 @@ from torch._functorch import config as functorch_config  # of AOTAutograd's cach
 from torch._functorch.compile_utils import fx_graph_cse
 from torch._inductor.async_compile import AsyncCompile  # its kernels are waited for later
 from torch._inductor.compile_fx import compile_fx, compile_fx_inner  # we take the place of the latter within the former
+from torch._inductor.cpu_vec_isa import pick_vec_isa
 from torch._inductor.decomposition import select_decomp_table
 from torch._inductor.inductor_prims import force_stride_order
 from torch._inductor.output_code import CompiledFxGraph, OutputCode  # what AOTAutograd stores
@@ -94,6 +95,7 @@ __all__ = [
     "modules_with_state",
     "new_cuda_stream",
     "physical_order",
+    "pick_vec_isa",
     "process_group",
     "pytree",
     "release_pool",

@@ -6,12 +6,17 @@ from dataclasses import dataclass, field, fields
 from functools import reduce
 from operator import add
 from types import TracebackType
-from typing import Any
+from typing import Any, NoReturn
 
 from taylorseer_fx.backend import Stats, TaylorSeerBackend
 from taylorseer_fx.config import BackendConfig
-from taylorseer_fx.errors import NothingCompiledError
+from taylorseer_fx.errors import NothingCompiledError, TaylorSeerError
 from taylorseer_fx.explain import Report
+
+NO_COPY = (
+    "what accelerate() returns can be neither pickled nor copied, since the pipeline was compiled in place, in this process. "
+    "Call accelerate() in the process that runs the pipeline: with taylorseer_fx.ray, inside of build()."
+)
 
 
 @dataclass(frozen=True)
@@ -95,6 +100,14 @@ class Acceleration:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.undo()
+
+    def __reduce__(self) -> NoReturn:
+        """Refuse to be pickled or copied: what was done in place to one pipeline was not done to another.
+
+        Raises:
+            TaylorSeerError: always.
+        """
+        raise TaylorSeerError(NO_COPY)
 
     def __str__(self) -> str:
         if self.is_undone:

@@ -5,8 +5,8 @@ the variable ``TAYLORSEER_FX_SGLANG`` holds settings of ``taylorseer_backend``, 
 
     TAYLORSEER_FX_SGLANG='{"order": 1, "interval": 5}' sglang serve --model-path ... --enable-torch-compile
 
-A variable, since SGLang starts its workers itself. Not run within SGLang yet, whose torch is newer than those that this package
-supports; docs/serving.md has what it was tested against.
+A variable, since SGLang starts its workers itself. Not run in a server yet: SGLang asks for a newer torch than this package
+supports. docs/serving.md has what it was tested with.
 """
 
 import json

@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import pickle
 import re
 import weakref
 from collections.abc import Iterator
@@ -25,7 +26,15 @@ from diffusers.modular_pipelines.wan.modular_blocks_wan22 import Wan22CoreDenois
 from torch import Tensor, nn
 
 import taylorseer_fx.acceleration
-from taylorseer_fx import ConfigError, NothingCompiledError, TaylorSeerBackend, accelerate, calibrate, taylorseer_backend
+from taylorseer_fx import (
+    ConfigError,
+    NothingCompiledError,
+    TaylorSeerBackend,
+    TaylorSeerError,
+    accelerate,
+    calibrate,
+    taylorseer_backend,
+)
 from taylorseer_fx.bench.pipelines import (
     TEXT_WIDTH,
     both_prompts,
@@ -504,6 +513,11 @@ class TestErrors:
         with pytest.raises(ConfigError, match=text):
             accelerate(pipe, **settings)
         assert traces(pipe) == before
+
+    @pytest.mark.parametrize("duplicate", [copy.deepcopy, pickle.dumps])
+    def test_a_copy_of_the_handle(self, duplicate):
+        with accelerate(tiny(), compiler="eager") as handle, pytest.raises(TaylorSeerError, match="neither pickled nor copied"):
+            duplicate(handle)
 
     def test_denoisers_of_a_model(self):
         with pytest.raises(ConfigError, match="denoisers must be left out for a model"):

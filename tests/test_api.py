@@ -14,10 +14,25 @@ from taylorseer_fx.backend import taylorseer
 
 def test_all_is_what_is_exported():
     """Every public name of the package is in ``__all__``, and nothing else is."""
-    public = {
-        name for name, value in vars(taylorseer_fx).items() if not name.startswith("_") and not isinstance(value, ModuleType)
-    }
+    names = [name for name in dir(taylorseer_fx) if not name.startswith("_")]
+    public = {name for name in names if not isinstance(getattr(taylorseer_fx, name), ModuleType)}
     assert public | {"__version__"} == set(taylorseer_fx.__all__)
+
+
+def test_names_that_are_not_there():
+    with pytest.raises(AttributeError, match="module 'taylorseer_fx' has no attribute 'accelarate'"):
+        taylorseer_fx.accelarate  # noqa: B018
+
+
+def test_torch_is_imported_when_it_is_needed():
+    """Not for the first line of a command, nor for its help; and ``from`` works as if all were there."""
+    code = """
+import sys, taylorseer_fx, taylorseer_fx.cli
+assert "accelerate" in dir(taylorseer_fx) and "torch" not in sys.modules, "imported too early"
+from taylorseer_fx import accelerate
+assert accelerate is taylorseer_fx.accelerate is sys.modules["taylorseer_fx.acceleration"].accelerate
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_all_is_sorted_and_unique():
@@ -64,7 +79,7 @@ def test_import_is_quiet_and_leaves_torch_alone():
     """No output, no warning of ours, and no change of torch's global settings."""
     code = (
         "import torch; before = (torch.get_num_threads(), torch.is_grad_enabled(), torch.get_default_dtype());"
-        "import taylorseer_fx;"
+        "from taylorseer_fx import *;"
         "assert before == (torch.get_num_threads(), torch.is_grad_enabled(), torch.get_default_dtype())"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

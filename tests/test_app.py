@@ -4,10 +4,13 @@ import base64
 import io
 import math
 import re
+import signal
 import socket
+import subprocess
 import sys
 from types import SimpleNamespace
 from typing import Any
+from urllib.request import urlopen
 
 import pytest
 import torch
@@ -238,3 +241,17 @@ class TestCommand:
             assert cli.main(["app", "--port", str(port)]) == 2
         said = capsys.readouterr().err
         assert said.startswith(f"taylorseer-fx app: port must be one that is free, or 0 for any that is, got {port}. ")
+
+    @pytest.mark.turn(0, 2)
+    def test_it_prints_its_address_and_nothing_else(self):
+        pytest.importorskip("gradio", reason='the page needs Gradio: pip install "taylorseer-fx[app]"')
+        command = [sys.executable, "-m", "taylorseer_fx.cli", "app", "--port", "0"]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as served:
+            assert served.stdout is not None
+            said = served.stdout.readline()
+            found = re.fullmatch(r"The page is at (http://127\.0\.0\.1:\d+/) until Ctrl\+C stops it\.\n", said)
+            content = urlopen(found[1]).read().decode() if found else ""
+            served.send_signal(signal.SIGINT)
+            rest, errors = served.communicate(timeout=60)
+        assert (served.returncode, rest, errors) == (0, "", "")
+        assert '"analytics_enabled":false' in content

@@ -1,9 +1,6 @@
 """The page in a real browser without a window: what is chosen is what is run, and what is shown is what was counted."""
 
-import re
-import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -11,63 +8,22 @@ import pytest
 from taylorseer_fx.app.runs import Workbench
 from taylorseer_fx.app.settings import Setting, generation
 from taylorseer_fx.text import format_bytes
+from tests.browsers import BROWSERS, browser_path, launched, press, set_slider, visited
 from tests.comparisons import made
 
 pytest.importorskip("gradio", reason='the page needs Gradio: pip install "taylorseer-fx[app]"')
-playwright = pytest.importorskip(
-    "playwright.sync_api", reason='a browser is driven by Playwright: pip install "taylorseer-fx[test]"'
-)
+pytest.importorskip("playwright.sync_api", reason='it drives the browser: pip install "taylorseer-fx[test]"')
 
 # Gradio calls pandas, for a summary of its queue, by names that are going out.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
-FLAGS = (
-    "--no-sandbox",
-    "--disable-gpu",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-)
-PATIENCE_MS = 60_000
-
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    found = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if found is None:
+    if browser_path() is None:
         pytest.skip(f"no browser on the PATH, looked for {', '.join(BROWSERS)}")
-    with playwright.sync_playwright() as driver:
-        chromium = driver.chromium.launch(executable_path=found, args=FLAGS)
-        yield chromium
-        chromium.close()
-
-
-@contextmanager
-def visited(browser: Any, bench: Any) -> Iterator[Any]:
-    """The page that runs on ``bench``, on a screen of 1280 pixels. Afterwards: nothing failed in the browser, and nobody was
-    asked but this machine.
-    """
-    from taylorseer_fx.app.main import free_port, serve
-    from taylorseer_fx.app.page import Page
-
-    blocks = Page(bench).blocks
-    faults, asked = [], set()
-    page = browser.new_page(viewport={"width": 1280, "height": 900})
-    page.set_default_timeout(PATIENCE_MS)
-    page.on("pageerror", lambda error: faults.append(str(error)))
-    page.on("console", lambda message: faults.append(message.text) if message.type == "error" else None)
-    page.on("request", lambda request: asked.add(re.sub(r"^(\w+://[^/:]+).*$", r"\1", request.url)))
-    try:
-        page.goto(serve(blocks, free_port(0)))
-        page.wait_for_selector("#A-preview .ts-strip")
-        yield page
-    finally:
-        page.close()
-        blocks.close(verbose=False)
-    assert faults == []
-    assert asked == {"http://127.0.0.1"}
+    with launched() as found:
+        yield found
 
 
 class Prepared:
@@ -80,19 +36,6 @@ class Prepared:
         self.asked.append((what, settings, compiler))
         on_progress(0.5, "half of it")
         return made(names="AB"[: len(settings)])
-
-
-def set_slider(page: Any, name: str, value: float) -> None:
-    box = page.locator(f"#{name} input[type=number]")
-    box.fill(str(value))
-    box.press("Tab")
-
-
-def press(page: Any) -> None:
-    """Press the button, and wait for another message than there was."""
-    page.evaluate("document.querySelectorAll('#message p').forEach(old => old.classList.add('old'))")
-    page.locator("#run").click()
-    page.wait_for_selector("#message p:not(.old)")
 
 
 def kinds(page: Any) -> str:

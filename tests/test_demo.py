@@ -18,6 +18,7 @@ from taylorseer_fx.demo.results import measure
 from taylorseer_fx.demo.runs import DemoConfig, Run, demo_config
 from taylorseer_fx.digits.judge import load_real_digits
 from taylorseer_fx.shipped import DIGITS, FASHION, SHIPPED
+from taylorseer_fx.version import __version__
 from tests.turns import in_turns
 
 
@@ -90,7 +91,7 @@ def test_first_screen_is_ours():
     """Whatever optional libraries are there: their troubles are none of the demo's, nor of the plan's."""
     done = subprocess.run([sys.executable, "-c", FIRST_SCREEN], capture_output=True, text=True, check=True)
     assert done.stderr == ""
-    assert done.stdout.startswith("the demo\n")
+    assert done.stdout.startswith(f"taylorseer-fx {__version__}: loading torch and diffusers\nthe demo\n")
     assert "FLUX.1-dev" in done.stdout
 
 

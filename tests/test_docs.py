@@ -48,6 +48,8 @@ class TestBlocks:
     def test_python_runs(self, name, monkeypatch, tmp_path):
         """All of a page, one block after the other, on tiny models."""
         monkeypatch.chdir(tmp_path)
+        if "taylorseer_fx.ray" in "".join(of_language(ROOT / name, "python")):
+            pytest.importorskip("ray", reason="Ray is not installed: pip install 'taylorseer-fx[ray]'")
         namespace = docs_stand_ins.names(monkeypatch)
         registered = dict(REGISTERED)
         try:

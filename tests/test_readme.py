@@ -2,6 +2,7 @@
 
 import json
 import re
+import runpy
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,23 @@ def test_links_resolve(name):
         there = path.parent / file if file else path
         assert there.exists(), target
         assert not heading or heading in _anchors(there.read_text()), target
+
+
+@pytest.mark.parametrize("source", [None, "https://example.org/us/it/"])
+def test_links_of_the_page_on_a_package_index(source):
+    """Nothing there leads to a file beside it; with the repository's address all that the README links to is linked to."""
+    readme = (ROOT / "README.md").read_text()
+    text = runpy.run_path(str(ROOT / "setup.py"), run_name="setup")["index_page"](readme, source)
+    pattern = r"\]\(([^)\s]+)\)"
+    assert all(target.startswith(("https://", "#")) for target in re.findall(pattern, text))
+
+    if source is None:
+        assert "![" not in text
+        assert "Choosing settings has the tables" in text
+    else:
+        assert len(re.findall(pattern, text)) == len(re.findall(pattern, readme))
+        assert "](https://example.org/us/it/raw/main/docs/demo.png)" in text
+        assert "[Choosing settings](https://example.org/us/it/blob/main/docs/choosing.md) has the tables" in text
 
 
 def _anchors(text: str) -> set[str]:

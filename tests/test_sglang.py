@@ -1,9 +1,12 @@
-"""The plug-in for SGLang, against stand-ins of the two names that it uses; SGLang itself does not install beside this torch."""
+"""The plug-in for SGLang, against stand-ins of the two names that it uses; and with SGLang itself, where it can be imported."""
 
+import os
+import subprocess
 import sys
 import tomllib
 from enum import Enum
 from importlib.metadata import EntryPoint
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -14,6 +17,7 @@ import torch
 from taylorseer_fx import ConfigError, sglang
 from tests.zoo import tiny, tiny_inputs
 
+ROOT = Path(__file__).parents[1]
 PLUGINS = "sglang.multimodal_gen.runtime.platforms.plugins"
 
 
@@ -69,6 +73,34 @@ def test_a_module_compiled_as_sglang_does(registry, monkeypatch):
     assert equal == [True, True, False, False, True, False, False, True]
 
 
+WITH_SGLANG = """
+import torch
+from sglang.multimodal_gen.runtime.platforms import plugins
+from sglang.multimodal_gen.runtime.utils.torch_compile import resolve_torch_compile_kwargs
+from taylorseer_fx.sglang import register
+from tests.zoo import tiny, tiny_inputs
+
+register()
+plugins.apply_plugin_hooks()
+arguments, _ = resolve_torch_compile_kwargs(default="max-autotune-no-cudagraphs")
+model = tiny()
+model.compile(**arguments)
+with torch.no_grad():
+    print(sum(not torch.allclose(model(**tiny_inputs(i)), tiny()(**tiny_inputs(i)), atol=1e-6) for i in range(8)))
+"""
+
+
+@pytest.mark.skipif(find_spec("sglang") is None, reason="sglang cannot be imported: it asks for another torch")
+def test_with_sglang_itself():
+    """In a process of its own, since hooks stay where they are."""
+    settings = {sglang.VARIABLE: '{"order": 1, "interval": 3, "warmup": 2, "compiler": "eager"}'}
+    cpu = {"SGLANG_DIFFUSION_TARGET_DEVICE": "cpu", "SGLANG_PLUGINS": "none but the one that is registered here"}
+    environment = os.environ | settings | cpu
+    command = [sys.executable, "-W", "ignore", "-c", WITH_SGLANG]
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.split()[-1] == "4"
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -85,6 +117,6 @@ def test_wrong_settings(text, message, monkeypatch):
 
 def test_the_entry_point():
     """What SGLang finds by its group is a function of no arguments."""
-    points = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]["entry-points"]
+    points = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"]
     (value,) = points["sglang.multimodal_gen.plugins"].values()
     assert EntryPoint("taylorseer_fx", value, "sglang.multimodal_gen.plugins").load() is sglang.register

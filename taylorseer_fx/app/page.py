@@ -21,7 +21,7 @@ class Page:
     def __init__(self, bench: Workbench) -> None:
         self.bench = bench
         with gr.Blocks(title="taylorseer_fx", analytics_enabled=False, fill_width=True) as self.blocks:
-            gr.HTML(views.HEADER, apply_default_css=False)
+            gr.HTML(views.HEADER, elem_id="heading", apply_default_css=False)
             with gr.Row():
                 with gr.Column(scale=0, min_width=370, elem_id="controls"):
                     self._draw_controls()

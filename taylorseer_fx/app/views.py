@@ -67,19 +67,14 @@ def _codes(comparison: Comparison) -> str:
 
 
 def pictures(comparison: Comparison) -> str:
-    """The full run's, then for each setting its own and where they differ."""
-    full, forecasts = comparison.full.samples, comparison.forecasts
+    """The full run's, then for each setting its own and where they differ, side by side."""
+    full = comparison.full.samples
     scale = f"Differences from 0 (white) to {BRIGHTEST_DIFFERENCE:g} and above (red); from paper to ink is 2."
-    panels = [
-        _panel("full", "full run", picture(full)),
-        *(_panel(each.name, f"{each.name}, {_db(each.psnr_db)}", picture(each.run.samples)) for each in forecasts),
-        f'<p class="ts-legend">{scale}</p>',
-        *(
-            _panel(f"{each.name}-difference", f"|{each.name} - full|", difference_picture(each.run.samples, full))
-            for each in forecasts
-        ),
-    ]
-    return f'<div class="ts-pictures ts-of-{len(forecasts)}">{"".join(panels)}</div>'
+    panels = [_panel("full", "full run", picture(full)), f'<p class="ts-legend">{scale}</p>']
+    for each in comparison.forecasts:
+        panels.append(_panel(each.name, f"{each.name}, {_db(each.psnr_db)}", picture(each.run.samples)))
+        panels.append(_panel(f"{each.name}-difference", f"|{each.name} - full|", difference_picture(each.run.samples, full)))
+    return f'<div class="ts-pictures">{"".join(panels)}</div>'
 
 
 def _panel(name: str, caption: str, address: str) -> str:

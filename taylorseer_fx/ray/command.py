@@ -17,8 +17,8 @@ from rich.progress import (
 )
 
 from taylorseer_fx.config import BackendConfig
-from taylorseer_fx.errors import ConfigError
 from taylorseer_fx.ray.fleet import Summary, sample
+from taylorseer_fx.ray.sampler import must_be_at_least
 from taylorseer_fx.ray.shipped import ShippedBuild, labelled
 
 
@@ -52,9 +52,7 @@ def run_sample(job: Job, out: Path, console: Console, address: str | None = None
     Raises:
         ConfigError: a setting is out of its range, ``out`` holds another run, or no cluster is at ``address``.
     """
-    for name, value in (("count", job.count), ("workers", job.workers), ("steps", job.num_steps)):
-        if value < 1:
-            raise ConfigError(name, "at least 1", value)
+    must_be_at_least(1, count=job.count, workers=job.workers, steps=job.num_steps)
     BackendConfig.from_options(job.backend_settings)  # here, rather than in a worker
     build = ShippedBuild(job.model, job.num_steps, job.guidance, job.backend_settings, as_bytes=job.files == "png")
     kept = {name: value for name, value in asdict(job).items() if name not in ("count", "workers", "seed", "batch_size", "files")}
@@ -86,7 +84,5 @@ def _print(done: Summary, out: Path, console: Console) -> None:
     console.print(f"drawn     {drawn} pictures in {done.seconds:.1f} s{found}", highlight=False)
     for worker in done.workers:
         how = "compiled" if worker.cache_misses else "found in the cache" if worker.cache_hits else "compiled without a cache"
-        console.print(
-            f"worker    process {worker.process}: first batch {worker.first_call_seconds:.1f} s, {how}", highlight=False
-        )
+        console.print(f"worker    {worker.process}: first batch {worker.first_call_seconds:.1f} s, {how}", highlight=False)
     console.print(f"pictures  {out}", highlight=False)

@@ -7,6 +7,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from math import ceil
 from typing import Any
 
 import ray
@@ -14,11 +15,14 @@ from ray._private import worker as ray_worker  # which prints, with no setting t
 from ray.data import DataContext
 
 from taylorseer_fx.errors import ConfigError
+from taylorseer_fx.ray.sampler import must_be_at_least
 
 log = logging.getLogger(__name__)
-OBJECT_STORE_BYTES = 256 << 20  # what is sent are rows and reports; pictures are written by the workers
+OWN = {"include_dashboard": False, "object_store_memory": 256 << 20}  # bytes, of rows and reports; workers write the pictures
+QUIET: Mapping[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
 CONNECT_TIMEOUT_S = 5.0
-QUIET = {
+VARIABLES = {
+    "RAY_worker_niceness": "0",  # else 15: workers that anything else on the machine goes before
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # else it warns of what it will do in a later version
     "RAY_BACKEND_LOG_LEVEL": "fatal",  # of its C++ part, which writes to the console
@@ -27,40 +31,37 @@ ABOUT_QUIET = b"Set ray log level from environment variable"  # what that part t
 
 
 @contextmanager
-def connected(workers: int, address: str | None = None) -> Iterator[None]:
+def connected(workers: int, address: str | None = None, num_cpus: float = 1) -> Iterator[None]:
     """Have a Ray inside: the one that is connected already, else the cluster at ``address``, else one for this process.
 
     Args:
-        workers: processes that an own Ray has room for, a core each.
+        workers: processes that an own Ray has room for, of ``num_cpus`` each.
         address: of a cluster: "auto" or "HOST:PORT".
 
     Raises:
         ConfigError: ``workers`` is below 1, or there is no cluster at ``address``.
     """
-    if workers < 1:
-        raise ConfigError("workers", "at least 1", workers)
+    must_be_at_least(1, workers=workers)
     if ray.is_initialized():
         if address is not None:
             raise ConfigError("address", "left out where Ray is connected already", address)
         yield
         return
-    for name, value in QUIET.items():
+    for name, value in VARIABLES.items():
         os.environ.setdefault(name, value)
-    quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
-    try:
-        with _without_line(ABOUT_QUIET):
-            if address is None:
-                own = {"num_cpus": workers + 1, "include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
-                ray.init(address="local", **own, **quiet)
-            else:
-                _join(address, quiet)
-        with _quiet_data(), _short_news():
+    with _quiet_data(), _short_news():
+        try:
+            with _without_line(ABOUT_QUIET):
+                if address is None:
+                    ray.init(address="local", num_cpus=ceil(workers * num_cpus) + 1, **OWN, **QUIET)
+                else:
+                    _join(address)
             yield
-    finally:
-        ray.shutdown()
+        finally:
+            ray.shutdown()
 
 
-def _join(address: str, quiet: Mapping[str, object]) -> None:
+def _join(address: str) -> None:
     allowed = 'that of a running Ray cluster, "auto" or "HOST:PORT"'
     hint = "'ray start --head' starts one, and prints its address; without an address, a Ray of this process's own is used."
     host, _, port = address.removeprefix("ray://").rpartition(":")
@@ -72,7 +73,7 @@ def _join(address: str, quiet: Mapping[str, object]) -> None:
         except (OSError, OverflowError) as error:
             raise ConfigError("address", allowed, address, f"Nothing answers there ({error}). {hint}") from None
     try:
-        ray.init(address=address, **quiet)
+        ray.init(address=address, **QUIET)
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise ConfigError("address", allowed, address, f"Ray could not join it ({error}). {hint}") from error
 

@@ -24,16 +24,16 @@ from taylorseer_fx.errors import ConfigError, TaylorSeerWarning
 from taylorseer_fx.ray.connecting import connected
 from taylorseer_fx.ray.files import files_of, finished_ids, remove_leftovers
 from taylorseer_fx.ray.rows import batches, numbered
-from taylorseer_fx.ray.sampler import Build, Sampler
+from taylorseer_fx.ray.sampler import Build, Sampler, must_be_at_least
 
 RUN_FILE, LOCK_FILE = "run.json", ".run.lock"
 
 
 @dataclass(frozen=True)
 class Worker:
-    """What a worker reported last: its process, the seconds of its first call, and what that found in the cache."""
+    """What a worker reported last: its machine and process, the seconds of its first call, and what that found in the cache."""
 
-    process: int
+    process: str
     first_call_seconds: float
     cache_hits: int
     cache_misses: int
@@ -82,13 +82,12 @@ def sample(
 
     Raises:
         ConfigError: there are no rows, a setting is out of its range, ``out`` holds a run of others or is being written to,
-            ``build`` cannot be sent to a worker, or no cluster is at ``address``.
+            ``build`` cannot be sent to a worker, no cluster is at ``address``, or Ray has less than the workers take.
         Exception: what ``build`` or ``draw`` raise in a worker, as Ray passes it on.
     """
     table, out = numbered(rows), Path(out).absolute()
-    for name, value in (("workers", workers), ("batch_size", batch_size)):
-        if value < 1:
-            raise ConfigError(name, "at least 1", value)
+    must_be_at_least(1, workers=workers, batch_size=batch_size)
+    must_be_at_least(0, seed=seed)
     files_of(files)
     _must_be_picklable(build)
     identity = {"seed": seed, "batch_size": batch_size, "files": files, "rows": _digest(table), "settings": dict(settings or {})}
@@ -102,7 +101,8 @@ def sample(
         on_rows(len(found))
         if todo := list(batches(table, batch_size, found)):
             drawing = _Drawing(build, given, {"num_cpus": num_cpus, "num_gpus": num_gpus}, min(workers, len(todo)))
-            with connected(workers, address):
+            with connected(workers, address, num_cpus):
+                _must_fit(drawing)
                 reports = _reports(drawing.run(todo), len(found), on_rows)
             _must_be_complete(table, out)
             remove_leftovers(out)
@@ -132,15 +132,15 @@ class _Drawing:
 
 
 def _reports(dataset: Any, num_finished: int, on_rows: Callable[[int], None]) -> tuple[Worker, ...]:
-    workers: dict[int, Worker] = {}
+    workers: dict[str, Worker] = {}
     said: set[str] = set()
     for batch in dataset.iter_batches(batch_size=None, batch_format="numpy"):
         num_finished += len(batch["id"])
         on_rows(num_finished)
-        for last in {int(process): i for i, process in enumerate(batch["worker"])}.values():
+        for last in {process: i for i, process in enumerate(batch["worker"])}.values():
             row = {name: column[last] for name, column in batch.items()}
             seconds, hits, misses = float(row["first_call_seconds"]), int(row["cache_hits"]), int(row["cache_misses"])
-            workers[int(row["worker"])] = Worker(int(row["worker"]), seconds, hits, misses)
+            workers[row["worker"]] = Worker(str(row["worker"]), seconds, hits, misses)
         said |= _warn(set(map(str, batch["warning"])) - said)
     return tuple(workers.values())
 
@@ -164,6 +164,16 @@ def _digest(table: pa.Table) -> str:
     """Of the rows: what a folder is a run of."""
     content = json.dumps(table.to_pylist(), default=str).encode()
     return f"{len(table)}, {hashlib.sha256(content).hexdigest()[:16]}"
+
+
+def _must_fit(drawing: _Drawing) -> None:
+    """Else Ray would wait, without a word, for a machine to join."""
+    have = ray.cluster_resources()
+    for name, kind in (("num_cpus", "CPU"), ("num_gpus", "GPU")):
+        amount, there = drawing.resources[name], have.get(kind, 0.0)
+        if amount * drawing.workers > there:
+            allowed = f"at most what this Ray has for all workers together, {there:g} {kind}s"
+            raise ConfigError(name, allowed, f"{amount:g} for each of {drawing.workers}", "Ask for fewer workers.")
 
 
 def _must_be_the_same(out: Path, identity: Mapping[str, Any]) -> None:

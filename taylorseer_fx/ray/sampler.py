@@ -1,6 +1,7 @@
 """The actor class: draws the pictures of rows, each from the noise of its id, in batches of one size."""
 
 import os
+import platform
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -27,6 +28,17 @@ NOTHING_COMPILED = (
     "nothing was compiled in a worker, so nothing is forecast. build() must load and compile the model itself: one that was "
     "compiled in another process arrives without its compiled form."
 )
+
+
+def must_be_at_least(least: int, **given: int) -> None:
+    """Check settings by name.
+
+    Raises:
+        ConfigError: one is no int, or lower.
+    """
+    for name, value in given.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise ConfigError(name, f"an int of at least {least}", value)
 
 
 class Sampler:
@@ -62,8 +74,8 @@ class Sampler:
         files: str = "parquet",
         run: str | None = None,
     ) -> None:
-        if batch_size < 1:
-            raise ConfigError("batch_size", "at least 1", batch_size)
+        must_be_at_least(1, batch_size=batch_size)
+        must_be_at_least(0, seed=seed)
         self._batch_size, self._seed, self._run = batch_size, seed, run or uuid4().hex
         self._out = Path(out).absolute() if out is not None else None
         self._files = files_of(files)
@@ -73,8 +85,8 @@ class Sampler:
     def __call__(self, batch: dict[str, Array]) -> dict[str, Array]:
         """Draw the pictures of ``batch``; returns its columns and ``picture``, or with ``out`` a report on each row.
 
-        The report: ``id``; ``worker``, its process; ``first_call_seconds``, of the worker's first call of ``draw``, without the
-        wait for another's; ``cache_hits`` and ``cache_misses`` of compiled graphs, in it so far; ``warning``, a text or "".
+        The report: ``id``; ``worker``, its machine and process; ``first_call_seconds``, of its first call of ``draw``, without
+        the wait for another's; ``cache_hits`` and ``cache_misses`` of compiled graphs, in it so far; ``warning``, a text or "".
 
         Raises:
             ConfigError: there is no column ``id``, or ``draw`` returns another number of pictures.
@@ -90,7 +102,7 @@ class Sampler:
             if not self._files.are_written(self._out, ids):
                 self._files.write(self._out, batch, self._pictures(batch))
         report = {
-            "worker": os.getpid(),
+            "worker": f"{platform.node()}:{os.getpid()}",
             "first_call_seconds": self._first_call_seconds or 0.0,
             "cache_hits": compile_counters["aot_autograd"]["autograd_cache_hit"],
             "cache_misses": compile_counters["aot_autograd"]["autograd_cache_miss"],

@@ -25,3 +25,4 @@ def replace_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Until the end of the test no Ray is started."""
     monkeypatch.setattr(fleet._Drawing, "run", lambda drawing, todo: InThisProcess(drawing, todo))
     monkeypatch.setattr(fleet, "connected", lambda *_: nullcontext())
+    monkeypatch.setattr(fleet, "_must_fit", lambda _: None)

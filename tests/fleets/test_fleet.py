@@ -4,6 +4,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -19,12 +20,14 @@ import ray
 from taylorseer_fx import ConfigError, TaylorSeerWarning
 from taylorseer_fx.compat import inductor_cache_in
 from taylorseer_fx.ray import Sampler, connected, connecting, finished_ids, read, sample, unfinished
+from taylorseer_fx.ray import fleet as fleet_module
 from taylorseer_fx.ray.rows import batches, numbered
 from taylorseer_fx.ray.shipped import labelled
 from tests.fleets.builds import Noted, Tiny, failing, uncompiled
 from tests.fleets.in_this_process import replace_workers
 
 TINY = Tiny()
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -117,6 +120,15 @@ class TestWorkers:
         assert sorted(row["id"] for row in report.take_all()) == [0, 1, 2, 5, 6, 7]
         assert read(out)["id"].tolist() == list(range(8))
 
+    @pytest.mark.turn(2, 4)
+    def test_a_cluster_by_its_address(self, tmp_path):
+        """Another process joins the Ray of this one, and leaves it running."""
+        address = ray.get_runtime_context().gcs_address
+        command = [sys.executable, "-W", "ignore", "-c", JOINING, str(tmp_path / "out"), address]
+        subprocess.run(command, check=True, capture_output=True, cwd=ROOT)
+        assert read(tmp_path / "out")["id"].tolist() == [0, 1, 2, 3]
+        assert ray.is_initialized()
+
     @pytest.mark.turn(1, 3)
     def test_what_workers_warn_of(self, tmp_path):
         with pytest.warns(TaylorSeerWarning, match="nothing was compiled in a worker") as caught:
@@ -201,8 +213,9 @@ class TestWrongUse:
     @pytest.mark.parametrize(
         ("setting", "value", "text"),
         [
-            ("workers", 0, "workers must be at least 1, got 0"),
-            ("batch_size", 0, "batch_size must be at least 1, got 0"),
+            ("workers", 0, "workers must be an int of at least 1, got 0"),
+            ("batch_size", 0, "batch_size must be an int of at least 1, got 0"),
+            ("seed", -1, "seed must be an int of at least 0, got -1"),
             ("files", "jpeg", "files must be 'parquet' or 'png', got 'jpeg'"),
         ],
     )
@@ -220,6 +233,14 @@ class TestWrongUse:
         lock = Lock()
         with pytest.raises(ConfigError, match=r"build must be a function that can be sent to a worker.* inside of it"):
             sample(lambda: lock, 4, tmp_path)
+
+    @pytest.mark.parametrize(("setting", "text"), [("num_cpus", "3 CPUs, got '2 for each of 2'"), ("num_gpus", "0 GPUs, got")])
+    def test_more_than_ray_has(self, setting, text, tmp_path, monkeypatch):
+        """Rather than wait for it."""
+        monkeypatch.setattr(fleet_module, "connected", lambda *_: nullcontext())
+        monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 3.0})
+        with pytest.raises(ConfigError, match=f"{setting} must be at most what this Ray has for all workers together, {text}"):
+            sample(TINY, 4, tmp_path, workers=2, batch_size=2, **{setting: 2})
 
     @pytest.mark.parametrize("changed", [{"seed": 1}, {"batch_size": 3}, {"rows": 5}, {"settings": {"steps": 5}}])
     def test_a_folder_of_another_run(self, changed, tmp_path, monkeypatch):
@@ -241,6 +262,12 @@ class TestWrongUse:
             sample(TINY, 4, tmp_path)
 
 
+JOINING = """
+import sys
+from taylorseer_fx.ray import sample
+from tests.fleets.builds import Tiny
+sample(Tiny(), 4, sys.argv[1], batch_size=2, address=sys.argv[2])
+"""
 WITHOUT_RAY = """
 import sys
 sys.modules["ray"] = None
@@ -254,9 +281,7 @@ except ModuleNotFoundError as error:
 
 
 def test_without_ray():
-    done = subprocess.run(
-        [sys.executable, "-c", WITHOUT_RAY], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2]
-    )
+    done = subprocess.run([sys.executable, "-c", WITHOUT_RAY], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stderr == 'taylorseer-fx sample needs ray: pip install "taylorseer-fx[ray]"\n'
     assert done.stdout.splitlines() == [
         "1",

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import platform
 import signal
 import subprocess
 import sys
@@ -95,7 +96,7 @@ class TestFiles:
             assert report["id"].tolist() == list(ids)
         assert finished_ids(out) == {1, 2, 5, 6, 7}
         assert [ids for _, ids in build.drawn()] == [(5, 6, 7, 7), (1, 2, 2, 2)]
-        assert set(report["worker"]) == {os.getpid()}
+        assert set(report["worker"]) == {f"{platform.node()}:{os.getpid()}"}
 
     def test_read(self, tmp_path):
         sampler = Sampler(TINY, batch_size=2, out=tmp_path)
@@ -147,7 +148,7 @@ class TestWrongUse:
         with pytest.raises(ConfigError, match=r"id must be a column of the rows, got \['label'\]"):
             Sampler(TINY)({"label": np.arange(3)})
 
-    @pytest.mark.parametrize(("setting", "value"), [("batch_size", 0), ("files", "jpeg")])
+    @pytest.mark.parametrize(("setting", "value"), [("batch_size", 0), ("seed", -1), ("files", "jpeg")])
     def test_settings(self, setting, value):
         with pytest.raises(ConfigError, match=f"{setting} must be"):
             Sampler(TINY, **{setting: value})
