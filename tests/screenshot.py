@@ -20,7 +20,6 @@ def main() -> None:
         page.get_by_label("Compare A with B").check()
         set_slider(page, "B-interval", 6)
         press(page)
-        press(page)  # all is compiled by now
         page.get_by_role("tab", name="Setting A").click()
         page.mouse.move(0, 0)
         page.wait_for_timeout(1000)

@@ -23,7 +23,7 @@ from taylorseer_fx.app.settings import Setting, generation, step_list
 from taylorseer_fx.demo.quality import psnr
 from taylorseer_fx.demo.runs import Generation
 from taylorseer_fx.passes import runner
-from taylorseer_fx.shipped import DIGITS
+from taylorseer_fx.shipped import DIGITS, FASHION
 from tests.comparisons import LISTED, blank, made
 
 WHAT = Generation(DIGITS, num_steps=6, rows=1, seed=3)
@@ -88,6 +88,25 @@ class TestCompare:
         assert [text for _, text in pressed.said] == [*compiling, *steps, *steps]
         assert [fraction for fraction, _ in pressed.said[:3]] == [0, 1 / 3, 2 / 3]
         assert [fraction for fraction, _ in pressed.said[-6:]] == pytest.approx([i / 6 for i in range(1, 7)])
+
+    @pytest.mark.turn(1, 2)
+    def test_without_guidance_batches_are_half_as_large(self, monkeypatch):
+        """So it compiles once more, and not again afterwards; of the other model, too."""
+        monkeypatch.setattr(runner, "always_verifies", False)
+        bench, said = Workbench(), []
+        guided, plain = (Generation(FASHION, num_steps=2, rows=1, guidance=scale) for scale in (2.0, 1.0))
+        setting = Setting(granularity="stack", schedule={"full_steps": (0,)})
+        found = [
+            bench.compare(what, [setting], "eager", lambda *progress: said.append(progress)) for what in (guided, plain, guided)
+        ]
+        assert [text for _, text in said if "compiling" in text] == [
+            "compiling fashion, no forecasting",
+            "compiling fashion, order 1, stack",
+        ] * 2
+        first, second, third = (comparison.forecasts[0] for comparison in found)
+        assert first.run.buffer_bytes == third.run.buffer_bytes == 2 * second.run.buffer_bytes
+        assert torch.equal(first.run.samples, third.run.samples)
+        assert not torch.equal(first.run.samples, second.run.samples)
 
 
 class TestSettings:
