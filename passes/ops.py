@@ -188,7 +188,7 @@ def undress(node: fx.Node) -> fx.Node:
 
 
 def same_shape(left: fx.Node, right: fx.Node) -> bool:
-    """Are both tensors, of one shape? A size that only the data tell equals itself alone."""
+    """Are both tensors, of one shape? A size that only the data determine equals itself alone."""
     a, b = tensor_meta(left), tensor_meta(right)
     return a is not None and b is not None and a.dim() == b.dim() and guard_or_false(sym_eq(a.shape, b.shape))
 

@@ -17,7 +17,7 @@ OPTIONAL = {
 
 
 class StepKind(enum.Enum):
-    """What a step does: execute every region, or forecast it."""
+    """The work of a step: execute every region, or forecast it."""
 
     FULL = "full"
     FORECAST = "forecast"

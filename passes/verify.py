@@ -25,7 +25,7 @@ class Verifier:
         """Check one graph; ``stores``: it may write to buffers.
 
         Raises:
-            ValueError: something does not hold; the message says what.
+            ValueError: an invariant does not hold; the message names it.
             RuntimeError: FX finds the graph ill-formed.
         """
         gm.graph.lint()

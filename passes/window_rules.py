@@ -246,13 +246,13 @@ def _expand(node: fx.Node, window: Window) -> Needs | None:
 
 
 def _build_resized(emit: Emit, node: fx.Node, window: Window, inputs: list[fx.Node]) -> fx.Node:
-    """``node``, which is told its sizes, for a window."""
+    """Emit ``node``, which takes its sizes as an argument, for a window."""
     sizes = [size if part is None else length(part) for size, part in zip(_arg(node, 1), window, strict=True)]
     return emit(node.target, inputs[0], sizes)
 
 
 def _where_sizes_are_known(needs: Callable[[fx.Node, Window], Needs | None]) -> Rule:
-    """The rule of an operator that is told its sizes: not where one is symbolic."""
+    """The rule of an operator that takes its sizes as an argument: not where one is symbolic."""
 
     def needs_if_known(node: fx.Node, window: Window) -> Needs | None:
         is_known = all(isinstance(size, int) for size in _arg(node, 1))

@@ -1,4 +1,4 @@
-"""Turn a sequence of calls into (stream, generation, step), from what the caller says or from the inputs of the calls.
+"""Turn a sequence of calls into (stream, generation, step), from the caller's names or from the inputs of the calls.
 
 Along a generation the time moves one way, be it a step index or the timestep that the model is called with; a change against the
 direction of travel starts a new generation. Within one, ``streams`` tells the calls apart by their conditioning.
@@ -88,7 +88,7 @@ class _Track:
         self.forward, self.last_forward = self.before
 
     def repeats(self, call: ForwardCall) -> bool:
-        """Was a stream of this track called with what tells ``call`` at this very step?"""
+        """Was a stream of this track called with the inputs of ``call`` at this very step?"""
         return self.source is Source.STEP and self.streams is not None and self.streams.would_repeat(call)
 
     def stands_still(self) -> bool:

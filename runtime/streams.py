@@ -190,7 +190,7 @@ class Streams:
         if self.num_calls == 1 and self._begun_alone is not None:
             return self._go_on(self._begun_alone, call), True
         waiting = [s for s in self.active if not s.has_moved and s.time < self.time and s.fits(call, by_value=True)]
-        if len(waiting) > 1:  # several streams, and nothing in this call says which
+        if len(waiting) > 1:  # several streams, and nothing in this call identifies one
             self.say()
             return self._begin_anew(waiting[0], call)
         return self.begin(call), False

@@ -118,7 +118,7 @@ def _compile(target: Any, model: nn.Module, backend: TaylorSeerBackend, way: str
 
 
 def _choose(target: Any, model: nn.Module, config: BackendConfig) -> tuple[str, str]:
-    """What "auto" stands for, and why."""
+    """Choose what "auto" stands for, with the reason."""
     num_blocks = num_repeated_blocks(model)
     if not num_blocks:
         return "whole", "it lists no repeated blocks"
@@ -128,7 +128,7 @@ def _choose(target: Any, model: nn.Module, config: BackendConfig) -> tuple[str, 
     if config.granularity == "stack" or config.memory_budget is not None:
         return "whole", "a stack spans all blocks" if config.granularity == "stack" else "memory_budget is that of all blocks"
     if not _can_tell_steps(target, model):
-        return "whole", "nothing tells the step but the timestep, which no block takes"
+        return "whole", "only the timestep gives the step, and no block takes it"
     if config.plan is not None:
         return ("blocks", "as in the plan") if is_planned_by_blocks else ("whole", "as in the plan")
     return "blocks", f"more than {WHOLE_UP_TO}"

@@ -32,9 +32,9 @@ class VariantCode:
 class CompiledSteps:
     """The results for one graph, as far as a process that loads it needs them.
 
-    ``found`` tells no regions, whose nodes are in the graph, only what was rejected; ``over_budget`` is what to say of the memory
-    budget, if anything. Without a ``layout`` nothing is forecast and FULL, the graph as it was, is all there is. Of the graphs
-    that the passes made stay ``numbers``, and ``passes`` to make them again.
+    ``found`` holds no regions, whose nodes are in the graph, only what was rejected; ``over_budget`` is the warning on the memory
+    budget, if any. Without a ``layout`` nothing is forecast and FULL, the graph as it was, is all there is. The graphs that the
+    passes made are not kept, but their ``numbers``, and ``passes`` to make them again.
     """
 
     found: RegionSet

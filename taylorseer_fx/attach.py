@@ -5,7 +5,7 @@
     model.cache_context("cond")       the stream within the run
     model._reset_stateful_cache()     the pipeline is done (where only the model is attached)
 
-Pipelines that are made of blocks have no progress bar; see ``attach_modular`` for these, and for what a guider says in a run.
+Pipelines that are made of blocks have no progress bar; see ``attach_modular`` for these, and for a guider's reports in a run.
 
 All of it by attributes set on the instances, so other pipelines of the same class are left alone, ``torch.compile``'s wrapper
 passes them through, and ``detach`` takes them off again.

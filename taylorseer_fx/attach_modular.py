@@ -66,7 +66,7 @@ class ModularRuns:
 def begin_guided(runs: PipelineRuns, num_steps: int | None = None, blocks: Any = None) -> End:
     """Begin a run that listens to the guiders of the pipeline, and to the loops in ``blocks``; returns what ends it.
 
-    Loops tell the number of steps when they begin.
+    Loops report the number of steps when they begin.
     """
     run = _Run(runs)
     end = runs.begin(num_steps, run.give_back)

@@ -5,7 +5,7 @@
 
 AOTAutograd makes the key of all that it and Inductor read (the graph, its inputs, the settings, the versions); we add a tag for
 what we read: our own sources and settings, the operators that users registered, and the names that ``explain()`` and warnings
-tell. It stores any ``OutputCode``, so ours, and puts its own wrappers (aliased outputs, mutated inputs, tensor subclasses) around
+show. It stores any ``OutputCode``, so ours, and puts its own wrappers (aliased outputs, mutated inputs, tensor subclasses) around
 it as it does after tracing. What cannot be stored is traced and compiled in every process; Inductor's own cache of each variant
 still serves.
 """
@@ -170,7 +170,7 @@ def caching(tag: str | None) -> Iterator[Callable[[], AbstractContextManager[Non
 def cache_tag(gm: fx.GraphModule, config: BackendConfig, *origin: object) -> str | None:
     """The part of the key that torch's own lacks; None where nothing is to be stored.
 
-    Names are part of it: two models may compute the same, but ``explain()`` is to tell of the one at hand.
+    Names are part of it: two models may compute the same, but ``explain()`` must describe the one at hand.
     """
     if not _IS_SUPPORTED or config.compiler != "inductor" or _is_being_exported() or _holds_tensors(gm):
         return None
@@ -178,7 +178,7 @@ def cache_tag(gm: fx.GraphModule, config: BackendConfig, *origin: object) -> str
     names = [(module_path(node), source_line(node)) for node in gm.graph.nodes if node.op != "placeholder"]
     registered = sorted((str(op), fingerprint(decomposition) or "") for op, decomposition in REGISTERED.items())
     if any(not digest for _, digest in registered):
-        log.info("not cached, since a registered decomposition reads what cannot be told from one process to another")
+        log.info("not cached, since a registered decomposition reads what cannot be compared across processes")
         return None
     return f"taylorseer_fx:{hashlib.sha256(json.dumps([SOURCES, settings, names, registered]).encode()).hexdigest()}"
 

@@ -1,6 +1,6 @@
-"""Can the graph of a step kind be captured as a CUDA graph? What its operators tell before anything runs.
+"""Can the graph of a step kind be captured as a CUDA graph? Its operators show it before anything runs.
 
-Most of what cannot be captured shows when it is tried (``runtime/cuda_graphs.py``). Told here is what capturing would not
+Most of what cannot be captured shows when it is tried (``runtime/cuda_graphs.py``). Reported here is what capturing would not
 notice, or what has a better name now: an input on the CPU, whose value would be baked in; inputs on several devices; a tensor on
 another device within the graph, which has to be waited for; a write into an input that is copied before each replay; a result
 whose shape, or a number whose value, depends on data.

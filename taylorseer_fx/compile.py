@@ -133,7 +133,7 @@ def _settings_of(kind: StepKind, target: Target) -> Iterator[None]:
 
 
 def _is_default(name: str) -> bool:
-    """By value: once patched, as here, Inductor counts a setting as chosen ever after."""
+    """Is the setting at its default? Judged by value: once patched, as here, Inductor counts it as chosen ever after."""
     return bool(getattr(inductor_config, name) == inductor_config._config[name].default)
 
 

@@ -38,7 +38,7 @@ def model_frame(stack: Sequence[FrameSummary], module_files: Iterable[str]) -> F
     """The innermost frame, of a stack that begins where the model is entered, in code that comes with the model.
 
     That is code of the package that one of the model's modules is from, or of no package at all: a line of a library that the
-    model merely calls says little, and the line that calls it much. Failing that, the innermost frame that is not torch's or
+    model merely calls helps little, and the line that calls it much. Failing that, the innermost frame that is not torch's or
     Python's own.
     """
     if not stack:

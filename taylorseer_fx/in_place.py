@@ -24,7 +24,7 @@ def compile_blocks(model: nn.Module, backend: TaylorSeerBackend) -> list[Overrid
     """Compile each repeated block of ``model``, as diffusers' ``compile_repeated_blocks`` does; returns what undoes it.
 
     Raises:
-        ConfigError: the model does not say which blocks repeat.
+        ConfigError: the model does not list which blocks repeat.
     """
     compiled = _by_blocks(model, backend)
     if not compiled:

@@ -147,7 +147,7 @@ def _traffic(name: str, gm: fx.GraphModule) -> Traffic:
     try:
         return count_traffic(gm.graph)
     except Exception as error:
-        price = f"the bytes that explain() tells of the {name} step are too many"
+        price = f"explain() reports more bytes than the {name} step moves"
         warnings.warn(f"taylorseer_fx: {failure_report('traffic', error, price)}", TaylorSeerWarning, stacklevel=2)
         return count_traffic(gm.graph, all_demanded(gm.graph))
 

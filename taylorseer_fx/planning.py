@@ -109,7 +109,7 @@ def plan(
     Raises:
         ConfigError: an argument is wrong.
         NoRegionsError: the model holds no attention or MLP to forecast.
-        torch._dynamo.exc.Unsupported: the model breaks the graph, so that it can't be counted as a whole; says where.
+        torch._dynamo.exc.Unsupported: the model breaks the graph, so that it cannot be counted as a whole; the text says where.
     """
     steps: Any = full_steps
     config = BackendConfig(

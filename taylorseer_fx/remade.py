@@ -67,7 +67,7 @@ Passes = StoredPasses | KeptPasses
 
 
 def _run_again(traced: fx.GraphModule, arguments: Mapping[str, Any]) -> PassResult:
-    return run_passes(traced, **arguments, notify=lambda _topic, _message: None)  # it was told when compiled
+    return run_passes(traced, **arguments, notify=lambda _topic, _message: None)  # reported when it was compiled
 
 
 def _named(gm: fx.GraphModule) -> fx.GraphModule:

@@ -32,7 +32,7 @@ def save(folder: Path, traced: fx.GraphModule, arguments: Mapping[str, Any], err
 
 
 def saved_after(error: BaseException, traced: fx.GraphModule, arguments: Mapping[str, Any]) -> str:
-    """Save what led to ``error`` in a new temporary folder, and say where."""
+    """Save what led to ``error`` in a new temporary folder, and name it."""
     try:
         folder = Path(tempfile.mkdtemp(prefix="taylorseer_fx_"))
         can_run = save(folder, traced, arguments, error)

@@ -60,5 +60,5 @@ def _checked_operator(op: Any) -> OpOverload:
 
 
 def _same(known: Callable[..., Any], other: Callable[..., Any]) -> bool:
-    """The function itself, or one that says the same: a notebook's cell may be run twice."""
+    """Is it the function itself, or an equal one? A notebook's cell may be run twice."""
     return known is other or (fingerprint(known) is not None and fingerprint(known) == fingerprint(other))

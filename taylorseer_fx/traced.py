@@ -51,7 +51,7 @@ def compile_steps(
     """From the functional ATen graph to the code that stands for it.
 
     Raises:
-        NoRegionsError: there is nothing to forecast, and the settings say that this is an error.
+        NoRegionsError: there is nothing to forecast, and by the settings this is an error.
         PassError: a pass failed that cannot be left out.
     """
     is_compiled = config.compiler == "inductor"

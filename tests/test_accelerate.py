@@ -306,7 +306,7 @@ class TestWays:
     def test_auto_keeps_whole_where_blocks_would_not_know_the_step(self, monkeypatch):
         """A bare model, and a scheduler that keeps no index: by blocks every step would be executed."""
         monkeypatch.setattr(taylorseer_fx.acceleration, "WHOLE_UP_TO", 0)
-        why = "compiled whole (nothing tells the step but the timestep"
+        why = "compiled whole (only the timestep gives the step"
         assert why in str(accelerate(tiny_flux_transformer(), **SETTINGS))
         pipe = flux()
         pipe.scheduler = DDIMScheduler()

@@ -110,8 +110,8 @@ class TestOptional:
         messages = said_by(session.check)
         assert [message.split("'")[1] for message in messages] == ["find_stored", "narrow_forecast"]
         (full, forecast) = said_by(lambda: session.backend.explain())
-        assert "the bytes that explain() tells of the full step are too many" in full
-        assert "of the forecast step" in forecast
+        assert "explain() reports more bytes than the full step moves" in full
+        assert "than the forecast step moves" in forecast
 
     def test_branches_at_a_break(self, monkeypatch):
         """They are only listed, so a failure there costs a list."""

@@ -16,13 +16,13 @@ from taylorseer_fx.runtime.forecasters import FORECASTERS
 PAPERS = tuple(f"paper, warm-up {warmup}" for warmup in WARMUPS)
 HEADLINE_KINDS = (PAPER, "default", "calibrated", "fewer steps")
 
-PAGE = """# How near forecasts come, by where the full steps stand
+PAGE = """# Fidelity by the places of the full steps
 
 Decibels (PSNR) of {count} pictures against the run in full from the same noise, mean and worst picture, on the two trained
 models that ship in the package. The noise was used for nothing else. *paper* is the schedule of TaylorSeer's code: three full
 steps, then one every N. *default* is `speedup=`, in gaps that grow (`runtime/placement.py`).
 *calibrated* lists were found by `calibrate` on {calibration_count} pictures of other noise and five of the ten classes; all ten
-are drawn here. *fewer steps* are as many steps as the others execute, all in full. Order 1 unless said. Made by
+are drawn here. *fewer steps* takes as many steps as the others execute, all in full. Order 1 unless stated. Made by
 `python -m benchmarks.fidelity`.
 
 ![Decibels against speed-up](fidelity/speedup.png)
@@ -38,7 +38,7 @@ of a row with each other only):
 
 {frechet}
 
-## What was aimed at
+## Aims
 
 On the digits, order 1, guidance 2; in dB over the paper's schedule of as many full steps, mean over pictures.
 
@@ -46,7 +46,7 @@ On the digits, order 1, guidance 2; in dB over the paper's schedule of as many f
 
 ## The default against the paper's schedule
 
-What `speedup=` gains, in dB on average, over the paper's schedule of as many full steps. A dash: warm-up 3 has no schedule of
+The gain of `speedup=`, in dB on average, over the paper's schedule of as many full steps. A dash: warm-up 3 has no schedule of
 that many.
 
 {gains}

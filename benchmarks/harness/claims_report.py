@@ -101,7 +101,7 @@ def markdown(content: Mapping[str, Any]) -> str:
     )
     intro = (
         f"The {settings['model']} model, {settings['num_steps']} steps without guidance, warm-up {settings['warmup']}, "
-        f"{num_samples} samples a cell{fewer}. Frechet distance is between generated and real pictures in the features of a "
+        f"{num_samples} samples per cell{fewer}. Frechet distance is between generated and real pictures in the features of a "
         f"small network fitted on the real ones: not Inception FID. The run in full has {said}"
         + (f"; one half of the real digits is {halves:.3f} from the other." if halves is not None else ".")
     )

@@ -98,9 +98,9 @@ def _frechet(result: WorkloadResult) -> str:
     if not samples:
         return ""
     return (
-        f"Frechet: distance from the real digits, {min(samples)} samples a row, in the features of a classifier fitted on them; "
-        "not Inception FID. Guidance moves the run in full away from the real digits by this measure, so a row below it is not "
-        "the better for it: what counts is how near a row is to torch.compile's."
+        f"Frechet: distance from the real digits, {min(samples)} samples per row, in the features of a classifier fitted on "
+        "them; not Inception FID. Guidance moves the run in full away from the real digits by this measure, so a row below it "
+        "is not the better for it: what counts is how near a row is to torch.compile's."
     )
 
 
@@ -114,7 +114,7 @@ def describe(result: WorkloadResult) -> str:
         f"two is {result.line_error:.2%} off."
     )
     return (
-        f"{weights}{reduced}, {result.num_steps} steps, {format_flops(result.plain_step_flops)} a step; full steps {steps}; "
+        f"{weights}{reduced}, {result.num_steps} steps, {format_flops(result.plain_step_flops)} per step; full steps {steps}; "
         f"median of {result.rounds} rounds, each beside plain torch.compile. {smooth}"
     )
 
