@@ -29,14 +29,8 @@ FORECAST = {  # collectives of a forecast step: what is left is the gather of th
     "ulysses": {"all_gather_into_tensor": 1},
     "ring": {"all_gather_into_tensor": 1},
 }
-ALWAYS = [Cell("flux", "tensor"), Cell("flux", "ulysses"), Cell("flux", "simple_fsdp", "stack")]
-IN_TURNS = [
-    *(
-        cell
-        for way in ("tensor", "ulysses", "ring", "simple_fsdp")
-        for granularity in GRANULARITIES
-        if (cell := Cell("flux", way, granularity)) not in ALWAYS
-    ),
+EAGER = [
+    *(Cell("flux", way, granularity) for way in ("tensor", "ulysses", "ring", "simple_fsdp") for granularity in GRANULARITIES),
     Cell("qwen_image", "tensor"),
     Cell("qwen_image", "ulysses"),
     Cell("wan", "ulysses"),
@@ -44,6 +38,7 @@ IN_TURNS = [
     Cell("wan", "ring"),
     Cell("wan_ti2v", "ulysses"),
 ]
+WEEKS = 4
 INDUCTOR = [
     Cell("flux", way, granularity, "inductor")
     for granularity in GRANULARITIES
@@ -83,23 +78,19 @@ def assert_collectives(cell: Cell, ran: Ran) -> None:
         assert sum(full.values()) > sum(forecast.values())
 
 
-@pytest.fixture(scope="module")
-def eager_ranks(request, tmp_path_factory):
-    """Those cells whose turn it is, all in the same processes."""
-    tests = [item for item in request.session.items if item.originalname == "test_eager" and not item.get_closest_marker("skip")]
-    cells = [item.callspec.params["cell"] for item in tests if item.module is request.module]
-    return run_ranks("run_cells", tmp_path_factory.mktemp("ranks"), cells)
-
-
-@pytest.mark.parametrize("cell", [*ALWAYS, *in_turns(IN_TURNS, 4)], ids=str)
-def test_eager(cell, eager_ranks):
-    ranks = [results[cell] for results in eager_ranks]
-    assert_as_alone(cell, ranks, 1e-5)
-    assert_collectives(cell, ranks[0])
+@pytest.mark.parametrize(
+    "cells", in_turns([EAGER[i::WEEKS] for i in range(WEEKS)], WEEKS), ids=lambda cells: " ".join(map(str, cells))
+)
+def test_eager(cells, tmp_path):
+    """Several in the same processes: to start them takes longer than most of these."""
+    ranks = run_ranks("run_cells", tmp_path, cells)
+    for cell in cells:
+        assert_as_alone(cell, [results[cell] for results in ranks], 1e-5)
+        assert_collectives(cell, ranks[0][cell])
 
 
 @pytest.mark.inductor
-@pytest.mark.parametrize("cell", in_turns(INDUCTOR, len(INDUCTOR)), ids=str)
+@pytest.mark.parametrize("cell", in_turns(INDUCTOR, 2 * len(INDUCTOR)), ids=str)
 def test_inductor(cell, tmp_path):
     ranks = run_ranks("run_cell", tmp_path, cell)
     assert_as_alone(cell, ranks, 1e-4)
@@ -121,7 +112,7 @@ def test_fully_shard(tmp_path):
 
 @pytest.mark.parametrize(
     ("granularity", "compiler"),
-    in_turns([("module", "inductor"), ("stack", "inductor"), ("module", "eager"), ("stack", "eager")], 4),
+    in_turns([("module", "inductor"), ("stack", "inductor"), ("module", "eager"), ("stack", "eager")], 8),
 )
 def test_a_rank_for_each_half_of_guidance(granularity, compiler, tmp_path):
     """No collective is in the graph; a rank holds the buffers of its half."""
