@@ -14,6 +14,7 @@ import tempfile
 import time
 import warnings
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ import torch.multiprocessing as mp
 
 from benchmarks.record import RESULTS, header
 from taylorseer_fx import taylorseer_backend
-from taylorseer_fx.bench.pipelines import noise
+from taylorseer_fx.bench.pipelines import TEXT_WIDTH, noise
 from taylorseer_fx.bench.plan_command import PlanSettings, plan_model
 from taylorseer_fx.bench.sharing import share
 from taylorseer_fx.bench.workloads import tiny_flux_transformer
@@ -53,8 +54,8 @@ def inputs(step: int) -> dict[str, Any]:
     start, end = (noise((1, TOKENS, width), seed, torch.float32) for seed in (0, 1))
     return {
         "hidden_states": torch.lerp(start, end, u) + u * u,
-        "encoder_hidden_states": noise((1, TEXT, tiny_flux_transformer().config.joint_attention_dim), 2, torch.float32),
-        "pooled_projections": noise((1, tiny_flux_transformer().config.pooled_projection_dim), 3, torch.float32),
+        "encoder_hidden_states": noise((1, TEXT, TEXT_WIDTH), 2, torch.float32),
+        "pooled_projections": noise((1, TEXT_WIDTH), 3, torch.float32),
         "timestep": torch.tensor([1.0 - u]),
         "guidance": torch.tensor([3.5]),
         "img_ids": torch.stack([torch.zeros(TOKENS), rows // 8, rows % 8], dim=1),
@@ -84,12 +85,12 @@ def run(way: str | None, granularity: str) -> dict[str, Any]:
 def time_agreement() -> float:
     """The median of ``ROUNDS``, in seconds."""
     agreement, seconds = Agreement(), []
-    (group,) = {dist.group.WORLD.group_name}
+    group = dist.group.WORLD.group_name
     for step in range(ROUNDS):
         tick = Tick((None, 0), 1, step)
         dist.barrier()
         start = time.perf_counter()
-        agreement.require([group], tick, Position.of(tick, 0, step, StepKind.FULL))
+        agreement.require([group], tick, partial(Position.of, tick, 0, step, StepKind.FULL))
         seconds.append(time.perf_counter() - start)
     return statistics.median(seconds[1:])  # the first makes the group
 
@@ -154,7 +155,8 @@ def counted() -> dict[str, Any]:
 
 
 def received(entries: tuple[Collectives, ...]) -> int:
-    return sum(entry.num_bytes for entry in entries)
+    """The bytes that a rank receives; a sum is first made in parts and then given to all ranks, so that it counts twice."""
+    return sum(entry.num_bytes * (2 if entry.op == "all_reduce" else 1) for entry in entries)
 
 
 def main() -> None:

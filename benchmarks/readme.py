@@ -6,14 +6,14 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import choices
+from benchmarks import choices, many_devices
 from taylorseer_fx.bench import claims_report
 from taylorseer_fx.bench.claims_report import Claims
 from taylorseer_fx.bench.results import Report, Row, WorkloadResult
-from taylorseer_fx.bench.tables import machine
+from taylorseer_fx.bench.tables import machine, markdown_table, recorded_on
 from taylorseer_fx.bench.verdict import standing
 from taylorseer_fx.demo import results as demo
-from taylorseer_fx.text import format_bytes, format_flops
+from taylorseer_fx.text import format_bytes
 
 PAGES = {
     "README.md": ("choice", "compared"),
@@ -55,9 +55,9 @@ def _demo(source: dict[str, Any]) -> str:
     header, *lines = zip(demo.HEADINGS, *(demo.Row(**row).cells() for row in source["rows"]), strict=True)
     caption = (
         f"{source['num_images']} digits, {source['num_steps']} DDIM steps with guidance, order {source['order']}, schedule "
-        f"`{source['schedule']}`. {_machine(source)}"
+        f"`{source['schedule']}`. {recorded_on(source)}"
     )
-    return f"{_markdown(header, lines)}\n\n{caption}"
+    return f"{markdown_table(header, lines)}\n\n{caption}"
 
 
 def _benchmarks(source: dict[str, Any]) -> str:
@@ -91,8 +91,8 @@ def _benchmarks(source: dict[str, Any]) -> str:
         ),
     ]
     dates = sorted({row.get("date", source["date"]) for row in by_name.values()})
-    caption = _machine(source | {"date": " and ".join(dates)})
-    return f"{_markdown(('measured', ''), [*rows, *_region_finding(by_name)])}\n\n{caption}"
+    caption = recorded_on(source | {"date": " and ".join(dates)})
+    return f"{markdown_table(('measured', ''), [*rows, *_region_finding(by_name)])}\n\n{caption}"
 
 
 def _floor(floor: dict[str, Any]) -> list[tuple[str, str]]:
@@ -175,7 +175,7 @@ def _gpu(source: dict[str, Any]) -> str:
     copied = f"a copy moves {source['copy_gigabytes_a_second']:.0f} GB/s"
     caption = f"{source['device']}, torch {source['torch']}, {source['date']}; {copied}."
     left_out = f" Left out for time: {'; '.join(source['left_out'])}." if source["left_out"] else ""
-    return f"{_markdown(header, [_gpu_row(row) for row in source['rows']])}\n\n{caption}{left_out}"
+    return f"{markdown_table(header, [_gpu_row(row) for row in source['rows']])}\n\n{caption}{left_out}"
 
 
 def _gpu_row(row: dict[str, Any]) -> tuple[str, ...]:
@@ -197,15 +197,6 @@ def _gpu_row(row: dict[str, Any]) -> tuple[str, ...]:
         format_bytes(ours["buffer_bytes"]),
         f"{ours['compile_seconds']:.0f}",
     )
-
-
-def _machine(source: dict[str, Any]) -> str:
-    return f"{source['cpu']}, {source['threads']} threads, torch {source['torch']}, {source['date']}."
-
-
-def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    rule = ["---", *("---:" for _ in header[1:])]
-    return "\n".join("| " + " | ".join(row) + " |" for row in (header, rule, *rows))
 
 
 _WITHOUT = {"gpu": "Not measured on a GPU yet. Run `python -m benchmarks.gpu` to measure, with a budget of ten minutes."}
@@ -237,7 +228,7 @@ def _comparison(source: dict[str, Any]) -> str:
     parts = [_trained(result) for result in trained]
     others = [result for result in report.workloads if not result.trained]
     if others:
-        parts += [_markdown(_STANDINGS, list(map(_geometry, others))), *_not_the_fastest(others), _smoothness(others)]
+        parts += [markdown_table(_STANDINGS, list(map(_geometry, others))), *_not_the_fastest(others), _smoothness(others)]
     return "\n\n".join([*parts, machine(report)])
 
 
@@ -264,7 +255,7 @@ def _trained(result: WorkloadResult) -> str:
         )
     steps = ", ".join(map(str, result.schedule))
     intro = f"{result.workload}, {result.num_steps} steps, of which {steps} in full:"
-    return f"{intro}\n\n{_markdown(_COLUMNS, rows)}\n\n{result.verdict}"
+    return f"{intro}\n\n{markdown_table(_COLUMNS, rows)}\n\n{result.verdict}"
 
 
 def _geometry(result: WorkloadResult) -> tuple[str, ...]:
@@ -308,78 +299,9 @@ def _except(names: Sequence[str]) -> str:
     return f" (exception: {', '.join(names)})" if names else ""
 
 
-def _fleet(source: dict[str, Any]) -> str:
-    compiled, found, *replacing = source["workers"]
-    ratio = compiled["first_call_seconds"] / found["first_call_seconds"]
-    resumed, settings = source["resumed"], source["settings"]
-    equal = "equal bit for bit to one process" if source["bit_equal"] else "NOT equal to one process"
-    rows = [
-        ("one of two workers killed in mid-generation", f"{source['rows']} rows, {source['distinct']} different ones, {equal}"),
-        ("first batch of the worker that compiles, cache empty", f"{compiled['first_call_seconds']:.1f} s"),
-        ("first batch of the second worker", f"{found['first_call_seconds']:.1f} s, {ratio:.1f}x faster"),
-        *(("first batch of the one that replaces the dead", f"{each['first_call_seconds']:.1f} s") for each in replacing),
-        ("whole run, with starting, compiling and the death", f"{source['fleet_s']:.0f} s"),
-        ("one process, compiled already", f"{source['alone_s']:.0f} s"),
-        (
-            f"broken off at {resumed['finished']} rows, and called again",
-            f"{resumed['rows']} rows, {resumed['redone']} drawn twice",
-        ),
-    ]
-    title = f"digits, {settings['num_steps']} steps, `speedup={settings['speedup']:g}`, batches of {source['batch']}"
-    return f"{_markdown((title, ''), rows)}\n\nWorkers of one thread, on a machine that did other work beside. {_machine(source)}"
-
-
-def _parallel(source: dict[str, Any]) -> str:
-    def text(entries: list[dict[str, Any]]) -> str:
-        return ", ".join(f"{entry['count']} {entry['op']}, {format_bytes(entry['num_bytes'])}" for entry in entries) or "nothing"
-
-    rows = [
-        (
-            row["way"],
-            row["granularity"],
-            *(text(row["collectives"][kind]) for kind in ("full", "forecast")),
-            f"{format_bytes(row['buffer_bytes'])} ({format_bytes(row['buffer_bytes_alone'])})",
-            f"{row['error']:.0e}{'' if row['ranks_equal'] else ', ranks DIFFER'}",
-        )
-        for row in source["rows"]
-    ]
-    columns = ("", "features", "a full step receives", "a forecast step receives", "buffers of a rank (of one process)", "error")
-    agreed = f"Both ranks agree bit for bit. To agree on a step takes them {1e3 * source['agreement_s']:.2f} ms."
-    return f"{_markdown(columns, rows)}\n\n{agreed} {_machine(source)}"
-
-
-# Of an H100 SXM, from its data sheet: operations per second in bfloat16, bytes per second of memory, of NVLink and of a network.
-_PEAK, _MEMORY, _LINK, _NETWORK = 989e12, 3.35e12, 450e9, 50e9
-
-
-def _bound(row: dict[str, Any], kind: str) -> float:
-    """Seconds of a step, at the peaks of the device."""
-    world_size = row["world_size"]
-    link = _LINK if world_size <= 8 else _NETWORK
-    compute = max(row["flops"][kind] / _PEAK, row["floor_bytes"][kind] / _MEMORY)
-    return float(compute + row["received"][kind] * (world_size - 1) / world_size / link)
-
-
-def _parallel_counted(source: dict[str, Any]) -> str:
-    rows = [
-        (
-            row["model"],
-            f"{row['way']}, {row['world_size']} ranks",
-            row["granularity"],
-            " / ".join(format_flops(row["flops"][kind]) for kind in ("full", "forecast")),
-            " / ".join(format_bytes(row["received"][kind]) for kind in ("full", "forecast")),
-            format_bytes(row["buffer_bytes"]),
-            " / ".join(f"{1e3 * _bound(row, kind):.1f} ms" for kind in ("full", "forecast")),
-        )
-        for row in source["rows"]
-    ]
-    columns = ("", "shared by", "features", "operations of a rank, full / forecast", "received", "buffers, order 1", "bound")
-    return _markdown(columns, rows)
-
-
 def _published(source: dict[str, Any]) -> str:
     columns = ("model", "setting", "published", "counted")
-    return _markdown(("", *columns[1:]), [[row[name] for name in columns] for row in source["rows"]])
+    return markdown_table(("", *columns[1:]), [[row[name] for name in columns] for row in source["rows"]])
 
 
 def _claims(source: dict[str, Any]) -> str:
@@ -402,7 +324,7 @@ _TABLES: dict[str, tuple[Any, ...]] = {  # what renders it, and the records that
     "comparison": (_comparison, "comparison"),
     "claims": (_claims, "claims"),
     "published": (_published, "published"),
-    "fleet": (_fleet, "fleet"),
-    "parallel": (_parallel, "parallel"),
-    "parallel_counted": (_parallel_counted, "parallel_counted"),
+    "fleet": (many_devices.fleet, "fleet"),
+    "parallel": (many_devices.parallel, "parallel"),
+    "parallel_counted": (many_devices.counted, "parallel_counted"),
 }

@@ -9,7 +9,7 @@ are therefore preceded by one tiny collective on the host, in a group of its own
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import astuple, dataclass, field, replace
 from typing import Any
 
@@ -59,23 +59,24 @@ def _digest(value: str | tuple[float, ...] | None) -> int:
 
 @dataclass
 class Agreement:
-    """What the ranks of each group agreed on last, and the groups in which they do."""
+    """The groups in which ranks agree, by the name of the model's group, with that itself; and those that did in this forward."""
 
-    _peers: dict[str, Any] = field(default_factory=dict)
-    _last: tuple[Tick | None, set[str]] = None, set()
+    _peers: dict[str, tuple[Any, Any]] = field(default_factory=dict)
+    _tick: Tick | None = None
+    _agreed: set[str] = field(default_factory=set)
 
-    def require(self, groups: Sequence[str], tick: Tick, position: Position) -> None:
+    def require(self, groups: Sequence[str], tick: Tick, position: Callable[[], Position]) -> None:
         """Called by a graph that communicates in ``groups``; the first of a forward that does counts for all of it.
 
         Raises:
             RanksDisagreeError: another rank stands elsewhere, or did not answer. It is raised on every rank of the group.
         """
-        if self._last[0] is not tick:
-            self._last = tick, set()
+        if self._tick is not tick:
+            self._tick, self._agreed = tick, set()
         for group in groups:
-            if group not in self._last[1]:
-                self._compare(group, position)
-                self._last[1].add(group)
+            if group not in self._agreed:
+                self._compare(group, position())
+                self._agreed.add(group)
 
     def _compare(self, group: str, position: Position) -> None:
         peers = self._peers_of(group)
@@ -95,13 +96,17 @@ class Agreement:
 
     def _peers_of(self, group: str) -> Any:
         """A group of the same ranks, on the host; None for torch's fake one, which is this rank only. Made by its members, when
-        they first need it.
+        they first need it, and anew where the model's group was.
         """
-        if group not in self._peers:
-            own = process_group(group)
-            is_fake, ranks = dist.get_backend(own) == "fake", dist.get_process_group_ranks(own)
-            self._peers[group] = None if is_fake else dist.new_group(ranks, backend="gloo", use_local_synchronization=True)
-        return self._peers[group]
+        own = process_group(group)
+        known, peers = self._peers.get(group, (None, None))
+        if known is not own:
+            peers = None
+            if dist.get_backend(own) != "fake":
+                ranks = dist.get_process_group_ranks(own)
+                peers = dist.new_group(ranks, backend="gloo", use_local_synchronization=True)
+            self._peers[group] = own, peers
+        return peers
 
 
 def _text(position: Position, positions: Sequence[Position]) -> str:

@@ -6,6 +6,7 @@ Nothing here touches a graph, prints, or, after a stream's first step, allocates
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -93,7 +94,8 @@ class Dispatcher:
     def _agree(self, kind: StepKind, tick: Tick, state: StreamState) -> None:
         groups = (self._full_variant if kind is StepKind.FULL else self._forecast_variant).groups
         if groups:
-            self._runtime.agreement.require(groups, tick, Position.of(tick, state.first_step, state.last_full, kind))
+            position = partial(Position.of, tick, state.first_step, state.last_full, kind)
+            self._runtime.agreement.require(groups, tick, position)
 
     def _execute(self, step: int, state: StreamState, args: list[Argument]) -> Sequence[Any]:
         runtime, gap = self._runtime, max(step - state.last_full, 1)

@@ -7,12 +7,15 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.distributed as dist
 from diffusers import ContextParallelConfig
+from diffusers.hooks import tensor_parallel
 from diffusers.models import attention_dispatch
 from diffusers.models.modeling_utils import TensorParallelConfig
+from diffusers.utils import logging as diffusers_logging
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
@@ -25,7 +28,12 @@ def share(model: nn.Module, way: str) -> None:
         model: of diffusers; it needs a ``_tp_plan`` for "tensor", and a ``_cp_plan`` for "ulysses" and "ring".
         way: one of ``WAYS``.
     """
-    WAYS[way](model)
+    before = diffusers_logging.get_verbosity()
+    diffusers_logging.set_verbosity_error()  # it says of each model that sharing is experimental
+    try:
+        WAYS[way](model)
+    finally:
+        diffusers_logging.set_verbosity(before)
 
 
 @contextmanager
@@ -43,27 +51,28 @@ def one_of(world_size: int) -> Iterator[None]:
 
 
 def _tensor(model: Any) -> None:
-    from diffusers.hooks import tensor_parallel
-
-    tensor_parallel._SUPPORTED_TP_DEVICES = (*tensor_parallel._SUPPORTED_TP_DEVICES, "cpu")
-    one_device_per_rank()
-    model.enable_parallelism(config=TensorParallelConfig(tp_degree=dist.get_world_size()))
+    devices = (*tensor_parallel._SUPPORTED_TP_DEVICES, "cpu")
+    with one_device_per_rank(), mock.patch.object(tensor_parallel, "_SUPPORTED_TP_DEVICES", devices):
+        model.enable_parallelism(config=TensorParallelConfig(tp_degree=dist.get_world_size()))
 
 
 def _ulysses(model: Any) -> None:
-    one_device_per_rank()
-    model.enable_parallelism(config=ContextParallelConfig(ulysses_degree=dist.get_world_size()))
+    with one_device_per_rank():
+        model.enable_parallelism(config=ContextParallelConfig(ulysses_degree=dist.get_world_size()))
 
 
 def _ring(model: Any) -> None:
-    one_device_per_rank()
-    attention_dispatch._native_attention_forward_op = _with_log_sum_exp
-    model.enable_parallelism(config=ContextParallelConfig(ring_degree=dist.get_world_size()))
+    attention_dispatch._native_attention_forward_op = _with_log_sum_exp  # for good, since it is called when the model is
+    with one_device_per_rank():
+        model.enable_parallelism(config=ContextParallelConfig(ring_degree=dist.get_world_size()))
 
 
-def one_device_per_rank() -> None:
-    """Diffusers divides by the number of accelerators, which is zero."""
-    torch.accelerator.device_count = lambda: 1
+@contextmanager
+def one_device_per_rank() -> Iterator[None]:
+    """Count the CPU as a device where there is no other: diffusers divides by the number of accelerators."""
+    count = max(torch.accelerator.device_count(), 1)
+    with mock.patch.object(torch.accelerator, "device_count", return_value=count):
+        yield
 
 
 _native_attention = attention_dispatch._native_attention_forward_op

@@ -1,6 +1,7 @@
 """The comparison as people read it: a Markdown table, and the same columns for a terminal."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from taylorseer_fx.bench.results import Report, Row, WorkloadResult
 from taylorseer_fx.text import format_bytes, format_flops
@@ -117,6 +118,11 @@ def describe(result: WorkloadResult) -> str:
         f"{weights}{reduced}, {result.num_steps} steps, {format_flops(result.plain_step_flops)} per step; full steps {steps}; "
         f"median of {result.rounds} rounds, each beside plain torch.compile. {smooth}"
     )
+
+
+def recorded_on(source: Mapping[str, Any]) -> str:
+    """When and on what a record that is no ``Report`` was made."""
+    return f"{source['cpu']}, {source['threads']} threads, torch {source['torch']}, {source['date']}."
 
 
 def machine(report: Report) -> str:

@@ -36,7 +36,7 @@ class Shared:
 
 
 def _zoo(make: Callable[[], zoo.ZooModel]) -> Shared:
-    return Shared(lambda: make().model, lambda step: make().inputs(step))
+    return Shared(lambda: make().model, make().inputs)
 
 
 MODELS = {
@@ -263,9 +263,9 @@ def run_example(num_steps: int, folder: str) -> tuple[int, int]:
     from tests.test_examples import SMALL, flux
 
     taylorseer_fx.accelerate = partial(taylorseer_fx.accelerate, compiler="eager")
-    one_device_per_rank()
     torch.manual_seed(0)  # of the weights that the pipeline's other models begin with
-    handle = over_several_gpus.main(flux(), f"{folder}/picture.png", num_steps, **SMALL)
+    with one_device_per_rank():
+        handle = over_several_gpus.main(flux(), f"{folder}/picture.png", num_steps, **SMALL)
     return handle.stats().full_calls, handle.stats().forecast_calls
 
 
