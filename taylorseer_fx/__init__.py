@@ -13,8 +13,9 @@ from taylorseer_fx.version import __version__
 
 if typing.TYPE_CHECKING:
     from taylorseer_fx.acceleration import accelerate
-    from taylorseer_fx.backend import Stats, TaylorSeerBackend, taylorseer_backend
+    from taylorseer_fx.backend import Stats, TaylorSeerBackend
     from taylorseer_fx.calibration import Calibration, calibrate
+    from taylorseer_fx.entry import taylorseer_backend
     from taylorseer_fx.errors import (
         ConfigError,
         NoRegionsError,
@@ -37,7 +38,8 @@ if typing.TYPE_CHECKING:
 
 _MODULES = {
     "acceleration": ["accelerate"],
-    "backend": ["Stats", "TaylorSeerBackend", "taylorseer_backend"],
+    "backend": ["Stats", "TaylorSeerBackend"],
+    "entry": ["taylorseer_backend"],
     "calibration": ["Calibration", "calibrate"],
     "errors": [
         "ConfigError",

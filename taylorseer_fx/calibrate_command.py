@@ -10,8 +10,8 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 from rich.table import Table
 from torch import Tensor
 
-from taylorseer_fx.backend import taylorseer_backend
 from taylorseer_fx.calibration import Calibration, calibrate
+from taylorseer_fx.entry import taylorseer_backend
 from taylorseer_fx.errors import ConfigError
 from taylorseer_fx.judging import Run
 from taylorseer_fx.shipped import NUM_CLASSES, SHIPPED

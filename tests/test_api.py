@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import taylorseer_fx
-from taylorseer_fx.backend import taylorseer
+from taylorseer_fx.entry import taylorseer
 
 
 def test_all_is_what_is_exported():

@@ -265,12 +265,22 @@ class TestCommand:
     def test_it_prints_its_address_and_nothing_else(self):
         pytest.importorskip("gradio", reason='the page needs Gradio: pip install "taylorseer-fx[app]"')
         command = [sys.executable, "-m", "taylorseer_fx.cli", "app", "--port", "0"]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as served:
-            assert served.stdout is not None
-            said = served.stdout.readline()
-            found = re.fullmatch(r"The page is at (http://127\.0\.0\.1:\d+/) until Ctrl\+C stops it\.\n", said)
-            content = urlopen(found[1]).read().decode() if found else ""
-            served.send_signal(signal.SIGINT)
-            rest, errors = served.communicate(timeout=60)
+        before = signal.signal(
+            signal.SIGINT, signal.default_int_handler
+        )  # a job in the background ignores it, and so its children
+        try:
+            served = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        finally:
+            signal.signal(signal.SIGINT, before)
+        with served:
+            try:
+                assert served.stdout is not None
+                said = served.stdout.readline()
+                found = re.fullmatch(r"The page is at (http://127\.0\.0\.1:\d+/) until Ctrl\+C stops it\.\n", said)
+                content = urlopen(found[1]).read().decode() if found else ""
+                served.send_signal(signal.SIGINT)
+                rest, errors = served.communicate(timeout=60)
+            finally:
+                served.kill()
         assert (served.returncode, rest, errors) == (0, "", "")
         assert '"analytics_enabled":false' in content

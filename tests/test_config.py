@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from taylorseer_fx import ConfigError, TaylorSeerError, plan, taylorseer_backend
-from taylorseer_fx.backend import taylorseer
 from taylorseer_fx.config import BackendConfig
+from taylorseer_fx.entry import taylorseer
 from taylorseer_fx.passes.storage import Selection
 
 FULL_STEPS = "an increasing list of step indices that begins with 0"

@@ -19,7 +19,7 @@ from taylorseer_fx import (
     TaylorSeerWarning,
     taylorseer_backend,
 )
-from taylorseer_fx.backend import taylorseer
+from taylorseer_fx.entry import taylorseer
 from taylorseer_fx.passes import pipeline
 
 

@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from taylorseer_fx.backend import taylorseer_backend
 from taylorseer_fx.bench.fidelity import psnr, ssim
 from taylorseer_fx.bench.fleet import draw_batches
 from taylorseer_fx.bench.frechet import distance_from_real, feature_space
 from taylorseer_fx.bench.results import describe_machine
+from taylorseer_fx.entry import taylorseer_backend
 from taylorseer_fx.runtime.schedule import Schedule
 from taylorseer_fx.shipped import DIGITS, NUM_CLASSES, Judging, Shipped
 

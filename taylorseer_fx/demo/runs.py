@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from torch._inductor.utils import fresh_cache
 
-from taylorseer_fx.backend import TaylorSeerBackend, taylorseer_backend
+from taylorseer_fx.backend import TaylorSeerBackend
+from taylorseer_fx.entry import taylorseer_backend
 from taylorseer_fx.runtime.schedule import Schedule
 from taylorseer_fx.shipped import DIGITS, NUM_CLASSES, SHIPPED, Shipped
 

@@ -8,7 +8,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from taylorseer_fx.backend import taylorseer_backend
+from taylorseer_fx.entry import taylorseer_backend
 from taylorseer_fx.ray.sampler import Array, Draw
 from taylorseer_fx.shipped import NUM_CLASSES, SHIPPED
 

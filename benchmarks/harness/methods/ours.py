@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from taylorseer_fx.backend import taylorseer_backend
 from taylorseer_fx.bench.running import Case, Runner
+from taylorseer_fx.entry import taylorseer_backend
 
 
 @dataclass(frozen=True)
