@@ -14,6 +14,7 @@ from torch import Tensor, fx
 from taylorseer_fx.passes.sizes import hint
 
 NAMESPACE = "_c10d_functional"
+_SUMS = frozenset({"all_reduce", "all_reduce_"})
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,11 @@ def count_collectives(graph: fx.Graph) -> tuple[Collectives, ...]:
     found = [node for node in graph.nodes if group_of(node) is not None]
     counts = Counter(_name(node) for node in found)
     return tuple(Collectives(op, n, sum(_num_bytes(node) for node in found if _name(node) == op)) for op, n in counts.items())
+
+
+def find_sums(graph: fx.Graph) -> frozenset[fx.Node]:
+    """The sums over all ranks, which are then the same on each."""
+    return frozenset(node for node in graph.nodes if group_of(node) is not None and _name(node) in _SUMS)
 
 
 def _name(node: fx.Node) -> str:

@@ -158,10 +158,11 @@ class Report(GraphNumbers):
         return [*shown, *([f"and {more} more"] if more else [])]
 
     def _collectives(self) -> list[str]:
-        """What ranks that share the model exchange in a step of either kind."""
+        """What ranks that share the model exchange in a step of either kind, and which buffers all of them keep."""
         if not any(self.collectives.values()):
             return []
-        return [f"a {name} step communicates {collectives_text(entries)}" for name, entries in self.collectives.items()]
+        lines = [f"a {name} step communicates {collectives_text(entries)}" for name, entries in self.collectives.items()]
+        return [*lines, *([replicated_text(self.replicated_bytes)] if self.replicated_bytes else [])]
 
     def _step_line(self, name: str) -> str:
         traffic = self.traffic[name]
@@ -253,6 +254,11 @@ def _ignore(_topic: str, _message: str) -> None:
 def collectives_text(entries: Iterable[Collectives]) -> str:
     """What a step communicates: the operators with the bytes that each rank receives."""
     return ", ".join(f"{entry.count} {entry.op}, {format_bytes(entry.num_bytes)}" for entry in entries) or "nothing"
+
+
+def replicated_text(num_bytes: int) -> str:
+    """Which buffers ranks have in common."""
+    return f"each rank keeps the same {format_bytes(num_bytes)} of buffers, since these features are sums over all ranks"
 
 
 def _shape_text(feature: FeatureInfo) -> str:

@@ -12,7 +12,8 @@ from torch import Tensor, fx
 from taylorseer_fx.compat import suppress_guards
 from taylorseer_fx.errors import TaylorSeerWarning
 from taylorseer_fx.passes.buffer_bytes import num_buffer_bytes
-from taylorseer_fx.passes.collectives import Collectives, count_collectives
+from taylorseer_fx.passes.collectives import Collectives, count_collectives, find_sums
+from taylorseer_fx.passes.dataflow import holds
 from taylorseer_fx.passes.demands import all_demanded
 from taylorseer_fx.passes.emit import graph_fake_mode
 from taylorseer_fx.passes.failures import failure_report
@@ -33,13 +34,15 @@ log = logging.getLogger(__name__)
 @dataclass(frozen=True)
 class FeatureInfo:
     """A forecast tensor: its shape (symbolic sizes as text) and dtype; the part of it that forecast steps read, as Python would
-    slice it ("" for all, "unread" for none), and the bytes of the buffers of that part over all orders.
+    slice it ("" for all, "unread" for none), and the bytes of the buffers of that part over all orders. ``is_replicated``: it is
+    the same on each rank that shares the model, a sum over all of them.
     """
 
     shape: tuple[int | str, ...]
     dtype: torch.dtype
     stored: str
     buffer_bytes: int
+    is_replicated: bool
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,12 @@ class GraphNumbers:
     read_whole: tuple[ReadWhole, ...]
     collectives: dict[str, tuple[Collectives, ...]]
 
+    @property
+    def replicated_bytes(self) -> int:
+        """The part of ``buffer_bytes`` that is the same on each rank that shares the model."""
+        features = [feature for region in self.regions for feature in region.features]
+        return sum(feature.buffer_bytes for feature in features if feature.is_replicated)
+
 
 def count_if_possible(result: PassResult, storage: Storage) -> GraphNumbers | None:
     """Count while a model is being compiled, which must not fail or become narrower over it; nor is anything reported then,
@@ -101,7 +110,8 @@ def _no_guards(graph: fx.Graph) -> Iterator[None]:
 
 def count(result: PassResult, storage: Storage) -> GraphNumbers:
     """Read the numbers off what the passes made of one graph."""
-    regions = tuple(_describe_region(region, storage) for region in result.found.regions)
+    sums = find_sums(result.canonical.graph)
+    regions = tuple(_describe_region(region, storage, sums) for region in result.found.regions)
     graphs = _step_graphs(result)
     inputs = result.canonical.graph.find_nodes(op="placeholder")
     return GraphNumbers(
@@ -152,13 +162,15 @@ def _traffic(name: str, gm: fx.GraphModule) -> Traffic:
         return count_traffic(gm.graph, all_demanded(gm.graph))
 
 
-def _describe_region(region: Region, storage: Storage) -> RegionInfo:
+def _describe_region(region: Region, storage: Storage, sums: frozenset[fx.Node]) -> RegionInfo:
     features = []
     for feature in region.features:
         value = feature.node.meta["val"]
         shape = tuple(size if isinstance(size, int) else str(size) for size in value.shape)
         stored = "unread" if feature.stored_window is None else window_text(feature.stored_window)
-        features.append(FeatureInfo(shape, value.dtype, stored, num_buffer_bytes(feature, storage)))
+        features.append(
+            FeatureInfo(shape, value.dtype, stored, num_buffer_bytes(feature, storage), is_replicated=holds(feature.node, sums))
+        )
     return RegionInfo(region.path, region.kind.value, tuple(features), len(region.nodes))
 
 

@@ -15,7 +15,7 @@ from taylorseer_fx.bench.geometries import GEOMETRIES, Geometry
 from taylorseer_fx.bench.sharing import WAYS, one_of, share
 from taylorseer_fx.config import GRANULARITIES, MAX_ORDER, BackendConfig
 from taylorseer_fx.errors import ConfigError
-from taylorseer_fx.explain import collectives_text
+from taylorseer_fx.explain import collectives_text, replicated_text
 from taylorseer_fx.passes.steps import StepKind
 from taylorseer_fx.planning import Plan, plan_each
 from taylorseer_fx.runtime.schedule import Schedule
@@ -115,6 +115,8 @@ def print_plan(name: str, settings: PlanSettings, console: Console) -> None:
         for kind in StepKind:
             received = collectives_text(entry for report in plan.reports for entry in report.collectives[kind.value])
             console.print(f"{granularity}: a {kind.value} step receives {received}", highlight=False)
+        if replicated := sum(report.replicated_bytes for report in plan.reports):
+            console.print(f"{granularity}: {replicated_text(replicated)}", highlight=False)
     for note in first.notes:
         console.print(f"note: {note}", highlight=False)
     console.print("buffers are those of one stream; guidance in two calls a step has two", style="dim", highlight=False)

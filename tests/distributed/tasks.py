@@ -71,6 +71,7 @@ class Ran:
     num_regions: int
     rejected: list[str]
     buffer_bytes: int
+    replicated_bytes: int
     report: str
 
 
@@ -107,6 +108,7 @@ def _run(compiled: Callable[..., Any], backend: TaylorSeerBackend, inputs: Calla
         num_regions=len(report.regions),
         rejected=[str(entry) for entry in report.rejected],
         buffer_bytes=report.buffer_bytes,
+        replicated_bytes=report.replicated_bytes,
         report=str(report),
     )
 

@@ -64,6 +64,7 @@ def assert_as_alone(cell: Cell, ranks: list[Ran], tolerance: float) -> None:
             assert torch.equal(ours, first), "ranks differ"
         assert torch.equal(*ran.generations)
         assert ran.buffer_bytes == expected.buffer_bytes // (2 if cell.way in SPLITS_TOKENS else 1)
+        assert ran.replicated_bytes == (ran.buffer_bytes if cell.way == "tensor" else 0)
     assert expected.kinds == 2 * "FFTTFTTFTT"
 
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from taylorseer_fx.text import format_bytes
 from tests.composition.session import assert_close
 from tests.distributed.ranks import needs_gloo, run_ranks
 from tests.distributed.small_dit import NUM_BLOCKS, inputs, small_dit
@@ -34,6 +35,7 @@ def test_tensor_parallel(tmp_path):
         assert ran.collectives["forecast"] == []
         assert ran.num_regions == 2 * NUM_BLOCKS
         assert ran.rejected == []
+        assert f"each rank keeps the same {format_bytes(ran.buffer_bytes)} of buffers" in ran.report
         assert ran.kinds == 2 * "FFTTFTTFTT"
         assert torch.equal(*ran.generations)
         assert torch.equal(ran.generations[0], ranks[0][0].generations[0])
