@@ -261,7 +261,7 @@ class TestCommand:
         said = capsys.readouterr().err
         assert said.startswith(f"taylorseer-fx app: port must be one that is free, or 0 for any that is, got {port}. ")
 
-    @pytest.mark.turn(0, 2)
+    @pytest.mark.turn(3, 4)
     def test_it_prints_its_address_and_nothing_else(self):
         pytest.importorskip("gradio", reason='the page needs Gradio: pip install "taylorseer-fx[app]"')
         command = [sys.executable, "-m", "taylorseer_fx.cli", "app", "--port", "0"]

@@ -87,6 +87,7 @@ sys.exit(cli.main(["demo"]) or cli.main(["plan", "--list"]))
 """
 
 
+@pytest.mark.turn(1, 2)
 def test_first_screen_is_ours():
     """Whatever optional libraries are there: their troubles are none of the demo's, nor of the plan's."""
     done = subprocess.run([sys.executable, "-c", FIRST_SCREEN], capture_output=True, text=True, check=True)

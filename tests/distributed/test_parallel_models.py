@@ -38,7 +38,7 @@ EAGER = [
     Cell("wan", "ring"),
     Cell("wan_ti2v", "ulysses"),
 ]
-WEEKS = 4
+WEEKS = 8
 INDUCTOR = [
     Cell("flux", way, granularity, "inductor")
     for granularity in GRANULARITIES
@@ -91,14 +91,14 @@ def test_eager(cells, tmp_path):
 
 
 @pytest.mark.inductor
-@pytest.mark.parametrize("cell", in_turns(INDUCTOR, 2 * len(INDUCTOR)), ids=str)
+@pytest.mark.parametrize("cell", in_turns(INDUCTOR, 3 * len(INDUCTOR)), ids=str)
 def test_inductor(cell, tmp_path):
     ranks = run_ranks("run_cell", tmp_path, cell)
     assert_as_alone(cell, ranks, 1e-4)
     assert_collectives(cell, ranks[0])
 
 
-@pytest.mark.turn(1, 2)
+@pytest.mark.turn(3, 4)
 def test_fully_shard(tmp_path):
     """Right, but its hooks gather all weights in each step, which is reported with their bytes."""
     expected = alone(Cell("flux", "alone"))
@@ -129,7 +129,7 @@ def test_a_rank_for_each_half_of_guidance(granularity, compiler, tmp_path):
         assert (ran.generations[0] - alone.generations[0]).abs().max() <= tolerance * alone.generations[0].abs().max()
 
 
-@pytest.mark.turn(0, 2)
+@pytest.mark.turn(1, 4)
 def test_example(tmp_path, monkeypatch):
     """The picture is that of one process, which the first rank saves."""
     assert run_ranks("run_example", tmp_path / "ranks", 10, str(tmp_path)) == [(2, 8), (2, 8)]

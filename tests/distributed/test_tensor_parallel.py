@@ -21,7 +21,7 @@ def expected_outputs() -> list[torch.Tensor]:
         return [reference(step, inputs(step)) for step in range(NUM_STEPS)]
 
 
-@pytest.mark.turn(1, 3)
+@pytest.mark.turn(1, 6)
 def test_tensor_parallel(tmp_path):
     """A forecast step communicates nothing, since all it would have to sum up is forecast, and what nobody reads is gone.
 
@@ -43,7 +43,7 @@ def test_tensor_parallel(tmp_path):
 
 
 @pytest.mark.inductor
-@pytest.mark.turn(0, 3)
+@pytest.mark.turn(4, 6)
 def test_warm_start(tmp_path):
     """A second pair of processes loads what the first has compiled: the key of a graph is the same, whatever Python's hash of a
     device mesh.

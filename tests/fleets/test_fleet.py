@@ -71,7 +71,7 @@ class TestWorkers:
         assert (done.num_rows, done.num_found) == (count, 0)
         assert said == ["taylorseer_fx: a worker died; another one takes its place, and draws its batch again"]
 
-    @pytest.mark.turn(1, 2)
+    @pytest.mark.turn(1, 4)
     def test_the_run_is_broken_off(self, tmp_path):
         """The next call goes on: what is finished is neither drawn nor touched again."""
         build, seen = Noted(tmp_path / "log", TINY), []
@@ -96,7 +96,7 @@ class TestWorkers:
         assert np.array_equal(content["picture"], in_one_process(TINY, numbered(40), 4))
         assert seen[-1] == 40
 
-    @pytest.mark.turn(0, 2)
+    @pytest.mark.turn(0, 4)
     @pytest.mark.inductor
     def test_the_second_finds_what_the_first_compiled(self, tmp_path):
         """Both start at once on an empty cache."""
@@ -105,7 +105,7 @@ class TestWorkers:
         assert found == [(False, True), (True, False)]
         assert np.array_equal(read(tmp_path / "out")["picture"], in_one_process(Tiny("inductor"), numbered(24), 2))
 
-    @pytest.mark.turn(0, 3)
+    @pytest.mark.turn(2, 4)
     def test_by_hand(self, tmp_path):
         """The actor class in a dataset of the user's, which is filtered by what is finished."""
         out = tmp_path / "out"
@@ -129,13 +129,13 @@ class TestWorkers:
         assert read(tmp_path / "out")["id"].tolist() == [0, 1, 2, 3]
         assert ray.is_initialized()
 
-    @pytest.mark.turn(1, 3)
+    @pytest.mark.turn(1, 4)
     def test_what_workers_warn_of(self, tmp_path):
         with pytest.warns(TaylorSeerWarning, match="nothing was compiled in a worker") as caught:
             sample(uncompiled, 4, tmp_path, workers=1, batch_size=2)
         assert len(caught) == 1
 
-    @pytest.mark.turn(2, 3)
+    @pytest.mark.turn(3, 4)
     def test_a_build_that_fails(self, tmp_path):
         """What it raises comes through, and is no reason to try for ever."""
         with pytest.raises(Exception, match="no weights here"):
