@@ -15,7 +15,7 @@ def fleet(source: dict[str, Any]) -> str:
     rows = [
         ("one of two workers killed in mid-generation", f"{source['rows']} rows, {source['distinct']} different ones, {equal}"),
         ("first batch of the worker that compiles, cache empty", f"{compiled['first_call_seconds']:.1f} s"),
-        ("first batch of the second worker", f"{found['first_call_seconds']:.1f} s, {ratio:.1f}x faster"),
+        ("first batch of the second worker", f"{found['first_call_seconds']:.1f} s, {ratio:.1f} times as fast"),
         *(("first batch of the one that replaces the dead", f"{each['first_call_seconds']:.1f} s") for each in replacing),
         ("whole run, with starting, compiling and the death", f"{source['fleet_s']:.0f} s"),
         ("one process, compiled already", f"{source['alone_s']:.0f} s"),
@@ -62,6 +62,10 @@ def _bound(row: dict[str, Any], kind: str) -> float:
     return float(compute + row["received"][kind] * (world_size - 1) / world_size / link)
 
 
+def _milliseconds(seconds: float) -> str:
+    return f"{1e3 * seconds:.1f} ms" if seconds >= 0.01 else f"{1e3 * seconds:.2g} ms"
+
+
 def counted(source: dict[str, Any]) -> str:
     """One rank of a model at full size, on paper."""
     rows = [
@@ -72,7 +76,7 @@ def counted(source: dict[str, Any]) -> str:
             " / ".join(format_flops(row["flops"][kind]) for kind in ("full", "forecast")),
             " / ".join(format_bytes(row["received"][kind]) for kind in ("full", "forecast")),
             format_bytes(row["buffer_bytes"]),
-            " / ".join(f"{1e3 * _bound(row, kind):.1f} ms" for kind in ("full", "forecast")),
+            " / ".join(_milliseconds(_bound(row, kind)) for kind in ("full", "forecast")),
         )
         for row in source["rows"]
     ]
