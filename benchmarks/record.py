@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -113,13 +114,24 @@ def record_claims(model: Shipped, num_samples: int, limit: int | None, workers: 
     def say(number: int, total: int, key: str) -> None:
         print(f"{datetime.datetime.now():%H:%M:%S}  {number + 1} of {total}  {key}", flush=True)
 
-    done = run_claims(RESULTS / f"{name}.json", num_samples, Sampler(model, workers=workers), say, limit, brief=not is_digits)
+    sampler = Sampler(model, workers=workers)
+    with _one_ray(workers):
+        done = run_claims(RESULTS / f"{name}.json", num_samples, sampler, say, limit, brief=not is_digits)
     content = json.loads((RESULTS / f"{name}.json").read_text())
     folder = ROOT / "docs" / "comparison"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{name}.md").write_text(f"# The paper's claims in kind\n\n{claims_report.markdown(content)}\n")
     claims_report.save_picture(content, folder / f"{name}.png")
     print("all cells are done" if done else "cells are missing: run it again")
+
+
+def _one_ray(workers: int) -> AbstractContextManager[None]:
+    """The one that all cells use, rather than one for each."""
+    if not workers:
+        return nullcontext()
+    from taylorseer_fx.ray import connected
+
+    return connected(workers)
 
 
 def record_published() -> None:

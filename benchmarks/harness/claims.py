@@ -27,6 +27,7 @@ NUM_STEPS, WARMUP = 50, 3
 INTERVALS, ORDERS, GRANULARITIES = tuple(range(2, 11)), tuple(range(5)), ("module", "stack")
 MAIN_INTERVALS, MAIN_ORDERS = (3, 5, 7, 10), (0, 1, 2)  # on all samples; the other cells on the first of them
 FEWER_SAMPLES = 500
+MIN_BATCHES = 5  # for each worker; fewer are drawn sooner in this process than workers are ready
 GUIDANCE = 1.0  # plain conditional sampling: half the work, and nearer to the real digits in distribution
 
 
@@ -67,7 +68,7 @@ def cells(num_samples: int, brief: bool = False) -> Iterator[Cell]:
 
 @dataclass(frozen=True)
 class Sampler:
-    """Draws in batches, so that one compiled graph serves all; by ``workers`` of Ray, or in this process for 0.
+    """Draws in batches, so that one compiled graph serves all; by ``workers`` of Ray, or in this process for 0 and for few batches.
 
     ``compiler`` "eager" is for tests.
     """
@@ -85,11 +86,11 @@ class Sampler:
             ValueError: ``workers`` are to draw batches that are not all of one size.
         """
         count = math.ceil(cell.num_samples / self.batch)
-        if self.workers and cell.num_samples % self.batch:
+        if not self.workers or count < MIN_BATCHES * self.workers:
+            return torch.cat([*map(self.batches_of(cell), range(count))])
+        if cell.num_samples % self.batch:
             raise ValueError(f"with workers, samples must be a multiple of {self.batch}, got {cell.num_samples}")
-        if self.workers:
-            return draw_batches(partial(self.batches_of, cell), count, self.workers)
-        return torch.cat([*map(self.batches_of(cell), range(count))])
+        return draw_batches(partial(self.batches_of, cell), count, self.workers)
 
     def batches_of(self, cell: Cell) -> Callable[[int], Tensor]:
         """Compile for a cell; returns what draws batch ``i``."""

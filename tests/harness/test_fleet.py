@@ -8,6 +8,7 @@ pytest.importorskip("ray", reason="Ray is not installed: pip install 'taylorseer
 from ray import cloudpickle
 
 from taylorseer_fx import cli
+from taylorseer_fx.bench import claims
 from taylorseer_fx.bench.claims import Cell, Sampler
 from taylorseer_fx.bench.fleet import BatchesOfMethod, draw_batches
 from taylorseer_fx.bench.methods.diffusers_caches import diffusers_full_steps
@@ -38,10 +39,17 @@ def test_of_a_method(case):
 
 
 @pytest.mark.turn(0, 2)
-def test_of_a_cell():
+def test_of_a_cell(monkeypatch):
+    """Of few batches in this process."""
     here, there = (Sampler(batch=4, compiler="eager", num_steps=6, workers=workers) for workers in (0, 2))
-    cell = Cell("stack", 1, 3, 8)
-    assert torch.equal(there(cell), here(cell))
+    cell, asked = Cell("stack", 1, 3, 8), []
+    monkeypatch.setattr(claims, "draw_batches", lambda *given: asked.append(given) or draw_batches(*given))
+    expected = here(cell)
+    assert torch.equal(there(cell), expected)
+    assert asked == []
+    monkeypatch.setattr(claims, "MIN_BATCHES", 1)
+    assert torch.equal(there(cell), expected)
+    assert len(asked) == 1
 
 
 def test_every_method_can_be_sent(case):
@@ -54,8 +62,8 @@ def test_every_method_can_be_sent(case):
 
 
 def test_batches_of_two_sizes_are_refused():
-    with pytest.raises(ValueError, match="samples must be a multiple of 4, got 10"):
-        Sampler(batch=4, workers=2)(Cell("full", 0, 1, 10))
+    with pytest.raises(ValueError, match="samples must be a multiple of 4, got 42"):
+        Sampler(batch=4, workers=2)(Cell("full", 0, 1, 42))
 
 
 def test_a_number_of_workers_below_none(capsys):
