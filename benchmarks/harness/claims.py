@@ -68,7 +68,7 @@ def cells(num_samples: int, brief: bool = False) -> Iterator[Cell]:
 
 @dataclass(frozen=True)
 class Sampler:
-    """Draws in batches, so that one compiled graph serves all; by ``workers`` of Ray, or in this process for 0 and for few batches.
+    """Draws in batches, so that one compiled graph serves all; by ``workers`` of Ray, in this process for 0 or few batches.
 
     ``compiler`` "eager" is for tests.
     """
