@@ -43,7 +43,8 @@ class Digits:
             pipe.set_progress_bar_config(disable=True)
             self._backend.attach(pipe)
             self._idle.put(pipe)
-        self._draw([0], num_steps=10, seed=0)  # compiles, before a request waits for it, and before threads meet the model
+        for labels in ([0], [0, 1]):  # compiles for one picture and for several, before a request waits or threads meet the model
+            self._draw(labels, num_steps=10, seed=0)
 
     async def __call__(self, request: Request) -> JSONResponse:
         try:
