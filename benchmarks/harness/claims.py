@@ -27,7 +27,7 @@ NUM_STEPS, WARMUP = 50, 3
 INTERVALS, ORDERS, GRANULARITIES = tuple(range(2, 11)), tuple(range(5)), ("module", "stack")
 MAIN_INTERVALS, MAIN_ORDERS = (3, 5, 7, 10), (0, 1, 2)  # on all samples; the other cells on the first of them
 FEWER_SAMPLES = 500
-MIN_BATCHES = 5  # for each worker; fewer are drawn sooner in this process than workers are ready
+MIN_BATCHES = 5  # for each worker; for fewer none are started
 GUIDANCE = 1.0  # plain conditional sampling: half the work, and nearer to the real digits in distribution
 
 
