@@ -37,7 +37,7 @@ class Source(enum.Enum):
     """The source of a track's time."""
 
     STEP = "the step that the caller gave"
-    INDEX = "the step index of the pipeline's scheduler"
+    INDEX = "the number of steps that the pipeline's scheduler made"
     TIMESTEP = "the timestep among the model's inputs"
     COUNT = "the number of forwards"
 
@@ -112,7 +112,8 @@ class _Track:
 
 
 def _as_call(forward: Forward, reading: Reading) -> ForwardCall:
-    return ForwardCall((forward.leader, forward.number), reading, forward.conditioning, forward.samples)
+    position = forward.scope.position if forward.scope is not None else None
+    return ForwardCall((forward.leader, forward.number), reading, forward.conditioning, forward.samples, position)
 
 
 def _is_trusted(scope: Scope | None) -> bool:
@@ -198,8 +199,11 @@ class Clock:
         if timed is None:
             return
         source, reading = timed
-        tick = track.advance(source, _as_call(forward, reading), lambda: self.notify("calls that look alike", _ALIKE))
+        call = _as_call(forward, reading)
+        tick = track.advance(source, call, lambda: self.notify("calls that look alike", _ALIKE))
         self.told.note(scope)
+        if scope is not None and scope.run is not None and scope.run.move_to(call.position):
+            self.notify("steps not seen", _NOT_SEEN.format(position=call.position))
         if source is Source.TIMESTEP and scope is not None and scope.run is not None and track.streams is not None:
             scope.run.index.compare(track.streams.movement.time_of(reading))
         forward.is_settled = True
@@ -217,9 +221,8 @@ class Clock:
             return Source.STEP, ((float(scope.step),),)
         index = scope.run.index if scope is not None and scope.run is not None else None
         if index is not None and (index.trusted or not self.has_time_inputs):
-            value = index.read()
-            if value is not None:
-                return Source.INDEX, ((float(value),),)
+            if index.value is not None:
+                return Source.INDEX, ((float(index.value),),)
         if forward.reading:
             return Source.TIMESTEP, forward.reading
         if scope is None or not scope.is_stream or self.has_time_inputs:
@@ -244,6 +247,12 @@ class Clock:
         self._tracks = {name: track for name, track in self._tracks.items() if not chosen(name)}
         self.told.forget(chosen)
 
+
+_NOT_SEEN = (
+    "a pipeline came to step {position} of its scheduler, and no call of the model at the step before was seen. So it ran eagerly, "
+    "which is what Dynamo does with inputs that fit no compilation once its limit is reached (TORCH_LOGS=recompiles reports "
+    "that), or the pipeline made none. That step is counted, and a full step that fell there is executed now."
+)
 
 _ALIKE = (
     "several calls at one timestep could not be told apart, so they run in full: their conditioning is the same, or is made anew "

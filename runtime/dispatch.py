@@ -77,10 +77,9 @@ class Dispatcher:
             with self._runtime.lock:
                 tick, role = self._runtime.clock.tick(self._info.call(args), scope)
                 state = self._state(tick, role, args)
+                step, execute = (0, True) if tick is None else self._due(tick, state)
             if self._runtime.dropped:
                 self._runtime.drop_captures()
-            step = tick.step - state.first_step if tick is not None else 0
-            execute = tick is None or tick.execute or state.schedule.is_full(step)
             if tick is not None:
                 self._agree(StepKind.FULL if execute else StepKind.FORECAST, tick, state)
             return self._execute(step, state, args) if execute else self._forecast(step, state, args)
@@ -90,6 +89,13 @@ class Dispatcher:
             with self._runtime.lock:
                 self._runtime.clock.abandon(scope)
             raise
+
+    @staticmethod
+    def _due(tick: Tick, state: StreamState) -> tuple[int, bool]:
+        """The step of ``state`` and whether it is full."""
+        step, last = tick.step - state.first_step, state.last_used - state.first_step
+        state.last_used = tick.step
+        return step, tick.execute or state.schedule.is_due(step, last)
 
     def _agree(self, kind: StepKind, tick: Tick, state: StreamState) -> None:
         groups = (self._full_variant if kind is StepKind.FULL else self._forecast_variant).groups
@@ -158,7 +164,6 @@ class Dispatcher:
         if cuda_stream not in state.cuda_streams:
             state.cuda_streams.append(cuda_stream)
             keep_until_done(state.buffers)
-        state.last_used = tick.step
         return state
 
     def _begin_or_go_on(self, tick: Tick, old: StreamState | None, layout: Layout, args: list[Argument]) -> StreamState:
@@ -203,7 +208,7 @@ class Dispatcher:
     ) -> StreamState:
         runtime = self._runtime
         history = begin_history(runtime.forecaster, runtime.storage, schedule.num_steps)
-        return StreamState(generation, step, layout, buffers, history, cuda_streams, schedule)
+        return StreamState(generation, step, layout, buffers, history, cuda_streams, schedule, last_used=step)
 
     def _stateless(self, args: list[Argument]) -> StreamState:
         """The state of a call whose step is not known: it executes, into buffers that are thrown away."""

@@ -53,6 +53,10 @@ class Schedule:
             return step in self._full
         return step < self.warmup or (step - self.warmup + 1) % self.interval == 0
 
+    def is_due(self, step: int, last: int) -> bool:
+        """Is ``step`` full, or was one since ``last``, the step before it that was called? A stream may miss some."""
+        return self.is_full(step) or any(map(self.is_full, range(last + 1, step)))
+
     def beyond_text(self, step: int) -> str:
         """The warning for a run that reaches ``step``, beyond the list."""
         assert self.full_steps is not None

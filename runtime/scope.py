@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from typing import Any
 
 Time = tuple[float, ...]  # largest and smallest value of an input that may be the time
 Reading = tuple[Time, ...]  # of a call: of each such input
@@ -15,23 +16,33 @@ Reading = tuple[Time, ...]  # of a call: of each such input
 
 @dataclass(eq=False)
 class StepIndex:
-    """The step index that a pipeline's scheduler keeps on the host, and whether it can be relied on.
+    """The number of steps that a pipeline's scheduler made in the run at hand, and whether it can be relied on for the time.
 
-    While ``trusted`` is None the timesteps are read and compared: an index that moves just when they do, for a whole run, saves
-    the later runs from reading them.
+    None where there is no scheduler to count for. While ``trusted`` is None the timesteps are read and compared: an index that
+    moves just when they do, for a whole run, saves the later runs from reading them.
     """
 
-    read: Callable[[], int | None]
+    value: int | None = None
     trusted: bool | None = None
     _agreed: int = 0
     _last: tuple[int | None, Reading] | None = None
 
-    def begin(self) -> None:
-        self._last, self._agreed = None, 0
+    def begin(self, value: int | None) -> None:
+        self.value, self._last, self._agreed = value, None, 0
+
+    def counting(self, step: Callable[..., Any]) -> Callable[..., Any]:
+        """The scheduler's ``step``, counted."""
+
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            result = step(*args, **kwargs)
+            self.value = (self.value or 0) + 1
+            return result
+
+        return counted
 
     def compare(self, time: Reading) -> None:
         """Compare, for a call at ``time``, whether the index moved with it."""
-        index, last = self.read(), self._last
+        index, last = self.value, self._last
         if last is not None and self.trusted is None:
             if (index != last[0]) != (time != last[1]):
                 self.trusted = False
@@ -47,12 +58,20 @@ class StepIndex:
 class Run:
     """One run of an attached pipeline: a generation.
 
-    ``num_steps``: its length, as soon as that is known; ``step``: the latest that any of its streams reached.
+    ``num_steps``: its length, as soon as that is known; ``step``: the latest that any of its streams reached; ``position``: the
+    index at its latest forward.
     """
 
     index: StepIndex
     num_steps: int | None = None
     step: int = 0
+    position: int | None = None
+
+    def move_to(self, position: int | None) -> bool:
+        """Note where a forward is. Was there a step before it without any?"""
+        has_gap = position is not None and self.position is not None and position > self.position + 1
+        self.position = position
+        return has_gap
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,6 +89,13 @@ class Scope:
     is_stream: bool = True
     told_by: str | None = None
     outermost: str | None = None
+
+    @property
+    def position(self) -> int | None:
+        """The step that the generation stands at, where that is known without the timestep."""
+        if self.step is not None or self.run is None:
+            return self.step
+        return self.run.index.value
 
     @property
     def root(self) -> str:

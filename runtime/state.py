@@ -217,8 +217,8 @@ class Runtime:
             self.swept[stream] = tick.generation
             self._free(lambda other, state: other == stream and state.generation < tick.generation)
         if stream in self.changed and tick.step != self.changed[stream]:
-            del self.changed[stream]
-            self._free(lambda other, state: other == stream and state.last_used < tick.step - 1)
+            changed = self.changed.pop(stream)
+            self._free(lambda other, state: other == stream and state.last_used < changed)
 
     def take_spare(self, role: Role, layout: Layout, cuda_stream: int) -> StreamState | None:
         """Take spare buffers for a stream that begins at ``role``. Where none are of this layout, those there are freed.

@@ -2,7 +2,10 @@
 
     calls:    cond uncond | cond uncond | cond | cond uncond        guidance that pauses
     stream:   0    1      | 0    1      | 0    | 0    1
-    step:     0    0      | 1    1      | 2    | 3    2
+    step:     0    0      | 1    1      | 2    | 3    3
+
+A stream that was not called at some times has moved all the same, so the steps there count. Times without any call are seen
+only where the caller's position is known.
 
 A call belongs to the stream whose conditioning it is given; at the same time another graph is another stream, too. A further call
 of a stream at the same time is a step of its own, since samplers do that (Heun), but for its first time, where none does. There,
@@ -27,13 +30,19 @@ MAX_STREAMS = 16
 @dataclass(frozen=True)
 class ForwardCall:
     """The evidence for the stream of a forward: the place and the graph that lead it, the candidates for the time, the
-    conditioning, and the samples.
+    conditioning, and the samples. ``position``: the step of its generation, if that is known from the caller.
     """
 
     leader: tuple[Site, int]
     reading: Reading
     conditioning: Conditioning = field(default_factory=dict)
     samples: tuple[Sample, ...] = ()
+    position: int | None = None
+
+    def times_after(self, other: "ForwardCall") -> int:
+        """The number of times that the generation moved on by since ``other``, which was at another time."""
+        known = self.position is not None and other.position is not None
+        return max(self.position - other.position, 1) if known else 1
 
     @property
     def graph(self) -> tuple[Hashable, ...]:
@@ -231,7 +240,7 @@ class Streams:
         return stream, True
 
     def _go_on(self, stream: Stream, call: ForwardCall) -> Stream:
-        stream.step += 1
+        stream.step += 1 + stream.rounds * max(self.time - stream.time - 1, 0)  # as many calls at the times that it missed
         stream.take(call, self.time)
         self._latest = stream
         return stream
@@ -244,4 +253,4 @@ class Streams:
             self.num_calls += 1
             return
         self._begun_alone = latest if self.num_calls == 1 and latest.step == 0 and latest.time > 0 else None
-        self.time, self.num_calls = self.time + 1, 1
+        self.time, self.num_calls = self.time + call.times_after(latest.last), 1

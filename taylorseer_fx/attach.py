@@ -1,7 +1,7 @@
 """Join diffusers: learn from a pipeline or a model which stream a call belongs to and when a generation begins.
 
     pipe.progress_bar(...)            one run: a generation begins, and ends when the bar is closed, by whatever way
-    pipe.scheduler.step_index         the step, known on the host, once it was seen to move just when the timestep does
+    pipe.scheduler.step(...)          counted on the host: the step, once it was seen to move just when the timestep does
     model.cache_context("cond")       the stream within the run
     model._reset_stateful_cache()     the pipeline is done (where only the model is attached)
 

@@ -57,6 +57,11 @@ class _StandIn:
     function: Method
     original: Method
 
+    @property
+    def __wrapped__(self) -> Method:
+        """Pipelines look at signatures: at that of a scheduler's ``step``, say."""
+        return self.original
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.function(*args, **kwargs)
 
@@ -78,13 +83,12 @@ class PipelineRuns:
     name: str
     indices: dict[type, StepIndex] = field(default_factory=dict)
     open_runs: list[End] = field(default_factory=list)
+    counted: Override | None = None  # the scheduler's ``step``, while runs are open
 
     def begin(self, num_steps: int | None = None, at_end: End = nothing) -> End:
         """Begin a run of ``num_steps`` steps, as far as that is known; returns what ends it, once, after ``at_end``."""
         self.runtime.on_run(self.pipe())
-        scheduler_type = type(getattr(self.pipe(), "scheduler", None))
-        index = self.indices.setdefault(scheduler_type, StepIndex(self._step_index))
-        index.begin()
+        index = self._count_steps()
         scopes = self.runtime.scopes
         leave = scopes.begin(Scope(self.name, run=Run(index, self.num_calls(num_steps)), is_stream=False))
         entered = scopes.get()
@@ -96,6 +100,8 @@ class PipelineRuns:
                 at_end()
                 leave()
                 index.end()
+                if not self.open_runs:
+                    self._count_no_more()
                 self.runtime.forget(entered.name)
 
         self.open_runs.append(end)
@@ -108,12 +114,21 @@ class PipelineRuns:
             return num_steps
         return len(scheduler.timesteps) - (getattr(scheduler, "begin_index", None) or 0)
 
-    def _step_index(self) -> int | None:
-        """None where the scheduler keeps none; -1 before its first step."""
+    def _count_steps(self) -> StepIndex:
+        """The index of the scheduler at hand, from 0; some schedulers keep one themselves, but not all."""
         scheduler: Any = getattr(self.pipe(), "scheduler", None)
-        if not hasattr(scheduler, "step_index"):
-            return None
-        return -1 if scheduler.step_index is None else int(scheduler.step_index)
+        index = self.indices.setdefault(type(scheduler), StepIndex())
+        if self.counted is None or self.counted.owner() is not scheduler:
+            self._count_no_more()
+            if callable(getattr(scheduler, "step", None)):
+                self.counted = override_method(scheduler, "step", index.counting(scheduler.step))
+        index.begin(0 if self.counted is not None else None)
+        return index
+
+    def _count_no_more(self) -> None:
+        if self.counted is not None:
+            self.counted.undo()
+            self.counted = None
 
 
 def opening(original: Method, begin: Callable[[int | None], End]) -> Method:

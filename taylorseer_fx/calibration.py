@@ -213,19 +213,20 @@ class _Recorder:
     def __init__(self, num_steps: int, num_buffers: int) -> None:
         self.num_steps, self.num_buffers, self.num_seen = num_steps, num_buffers, 0
         self.gram: Matrix = np.zeros((num_steps, num_steps))
-        self._seen: dict[int, tuple[StreamState, list[torch.Tensor]]] = {}
+        self._seen: dict[int, tuple[StreamState, list[int], list[torch.Tensor]]] = {}
 
     def __call__(self, state: StreamState, step: int) -> None:
-        first, last = state.first_step, state.first_step + step  # of the run: a stream may begin late
+        last = state.first_step + step  # of the run: a stream may begin late
         self.num_seen = max(self.num_seen, last + 1)
         if last >= self.num_steps:
             return
-        _, rows = self._seen.setdefault(id(state), (state, []))
+        _, steps, rows = self._seen.setdefault(id(state), (state, [], []))
         newest = state.by_age(self.num_buffers)[: len(state.buffers) // self.num_buffers]
+        steps.append(last)
         rows.append(torch.cat([_part(buffer) for buffer in newest]))
         products = (torch.stack(rows) @ rows[-1]).double().cpu().numpy()
-        self.gram[last, first : last + 1] += products
-        self.gram[first:last, last] += products[:-1]
+        self.gram[last, steps] += products  # which are all since it began, but for those that it missed
+        self.gram[steps[:-1], last] += products[:-1]
 
 
 def _part(buffer: torch.Tensor) -> torch.Tensor:

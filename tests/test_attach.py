@@ -1,19 +1,21 @@
 """``backend.attach``: what a pipeline or a model says replaces what the timesteps alone would tell."""
 
 import gc
-from collections.abc import Callable, Iterator
+import inspect
+from collections.abc import Callable, Collection, Iterator
 from contextlib import nullcontext
 from copy import deepcopy
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import pytest
 import torch
-from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
+from diffusers import DDIMScheduler, DiffusionPipeline, FlowMatchEulerDiscreteScheduler, HeunDiscreteScheduler
 from diffusers.models.cache_utils import CacheMixin
 from torch import Tensor, nn
 
-from taylorseer_fx import ConfigError, TaylorSeerBackend, taylorseer_backend
+from taylorseer_fx import ConfigError, TaylorSeerBackend, TaylorSeerWarning, taylorseer_backend
 from taylorseer_fx.config import BackendConfig
 from taylorseer_fx.runtime import calls
 from tests.runtime.graph_stand_in import StandIn
@@ -21,7 +23,8 @@ from tests.zoo import Tiny, randomize, tiny, tiny_inputs
 
 NUM_STEPS = 10
 SCHEDULE = {"order": 1, "interval": 3, "warmup": 2, "compiler": "eager"}
-FULL, FORECAST = 4, 6  # of 10 steps: 0, 1, 4, 7
+FULL_STEPS = [0, 1, 4, 7]
+FULL, FORECAST = 4, 6  # of 10 steps
 
 
 @pytest.fixture(autouse=True)
@@ -42,22 +45,34 @@ class TinyPipeline(DiffusionPipeline):
         self.register_modules(transformer=transformer, scheduler=scheduler)
         self.set_progress_bar_config(disable=True)
 
+    @property
+    def stepped(self) -> Any:
+        return self.scheduler
+
     def __call__(
-        self, num_steps: int = NUM_STEPS, seed: int = 0, guidance: bool = False, stop_at: int | None = None, guided: int = 1000
+        self,
+        num_steps: int = NUM_STEPS,
+        seed: int = 0,
+        guidance: bool = False,
+        stop_at: int | None = None,
+        guided: Collection[int] = range(1000),
+        eager: Collection[int] = (),
     ) -> list[Tensor]:
+        """The outputs of all calls. ``guided``: the steps with guidance; ``eager``: those that run as with no compiler."""
         outputs = []
         self.scheduler.set_timesteps(num_steps)
         with self.progress_bar(total=num_steps) as bar:
             for i, timestep in enumerate(self.scheduler.timesteps):
                 if i == stop_at:
                     raise KeyboardInterrupt
-                inputs = tiny_inputs(i, seed=seed, num_steps=num_steps) | {"timestep": timestep.expand(2)}
-                calls = ["cond", "uncond"] if guidance and i < guided else ["cond"]
+                inputs = tiny_inputs(i, seed=seed, num_steps=num_steps) | {"timestep": timestep.expand(2).float()}
+                calls = ["cond", "uncond"] if guidance and i in guided else ["cond"]
                 for name in calls:
                     shifted = inputs | {"prompt": torch.tensor([[1.0 if name == "cond" else 0.5]])}
                     with self._context(name):
-                        outputs.append(self.transformer(**shifted).clone())
-                self.scheduler.step(torch.zeros(1), timestep, torch.zeros(1))
+                        model = self.transformer if i not in eager else self.transformer._orig_mod
+                        outputs.append(model(**shifted).clone())
+                self.stepped.step(torch.zeros(1), timestep, torch.zeros(1))
                 bar.update()
         self.maybe_free_model_hooks()
         return outputs
@@ -71,7 +86,8 @@ def cached() -> nn.Module:
 
 
 def pipeline(model: nn.Module | None = None, **settings: Any) -> tuple[TaylorSeerBackend, TinyPipeline]:
-    backend = taylorseer_backend(**SCHEDULE | settings)
+    given = {} if "full_steps" in settings else {"interval": 3, "warmup": 2}
+    backend = taylorseer_backend(**{"order": 1, "compiler": "eager"} | given | settings)
     compiled = torch.compile(model if model is not None else cached(), backend=backend, fullgraph=True)
     return backend, TinyPipeline(compiled, FlowMatchEulerDiscreteScheduler())
 
@@ -193,7 +209,7 @@ class TestStreams:
     def test_guidance_that_stops_midway(self):
         """The conditional stream is what it is without guidance, also after the unconditional one ended."""
         _, pipe = attached()
-        outputs = pipe(guidance=True, guided=4)
+        outputs = pipe(guidance=True, guided=range(4))
         assert equal([*outputs[:8:2], *outputs[8:]], pipe())
 
     def test_guidance_without_contexts(self):
@@ -285,14 +301,65 @@ class TestTheStepIndex:
         assert len(reads) == 2 * NUM_STEPS
 
     def test_not_trusted_where_it_stands_still(self, monkeypatch):
-        """A pipeline that never steps its own scheduler: timesteps are read in every run."""
+        """A pipeline that steps copies of its scheduler, which are not counted: timesteps are read in every run."""
         reads = self.count_reads(monkeypatch)
         backend, pipe = attached()
-        pipe.scheduler.step = lambda *_: None
+        monkeypatch.setattr(TinyPipeline, "stepped", property(lambda pipe: deepcopy(pipe.scheduler)))
         pipe()
         pipe()
         assert len(reads) == 2 * NUM_STEPS
         assert num_calls(backend) == (2 * FULL, 2 * FORECAST)
+
+
+class TestStepsNotSeen:
+    """Steps without a call that reaches the backend count all the same: the scheduler's are counted."""
+
+    @pytest.mark.parametrize("guidance", [False, True])
+    @pytest.mark.parametrize("at", range(1, 9))
+    def test_that_ran_eagerly(self, at, guidance):
+        """As Dynamo does at its limit. The others are the same bit for bit as if it had been a forecast; if it was to be a full
+        step, as if the next had been. So in the first run, where timesteps are the time, and in the second, where the count is.
+        """
+        wanted = sorted({*FULL_STEPS, at + 1} - {at}) if at in FULL_STEPS else FULL_STEPS
+        (_, pipe), (_, clean) = attached(), attached(full_steps=wanted)
+        expected = clean(num_steps=9, guidance=guidance)
+        kept = [i for i in range(len(expected)) if i // (1 + guidance) != at]
+        with pytest.warns(TaylorSeerWarning, match=f"came to step {at + 1} of") if at < 8 else nullcontext():
+            runs = [pipe(num_steps=9, guidance=guidance, eager=[at]) for _ in range(2)]
+        for found in runs:
+            assert equal([found[i] for i in kept], [expected[i] for i in kept])
+
+    @pytest.mark.parametrize("made", [lambda **settings: attached(**settings), lambda **settings: pipeline(tiny(), **settings)])
+    @pytest.mark.parametrize("paused", [[3], [4], [2, 3, 4, 5], [1, 6, 7], [1, 3, 5, 7]], ids=str)
+    def test_while_guidance_pauses(self, paused, made):
+        """The paused half goes on where the other one is, and in full if a full step fell into the pause; nothing is said.
+        So by the names of an attached pipeline's contexts, and by timesteps alone.
+        """
+        guided = [step for step in range(NUM_STEPS) if step not in paused]
+        wanted = [now for last, now in pairwise([-1, *guided]) if any(last < full <= now for full in FULL_STEPS)]
+        (_, pipe), (_, clean) = made(), made(full_steps=[*wanted, 99])
+        found, expected = pipe(guidance=True, guided=guided), clean(guidance=True)
+        unconditional = [at + i for i, at in enumerate(guided, 1)]
+        assert equal([found[i] for i in unconditional], [expected[2 * at + 1] for at in guided])
+
+    @pytest.mark.parametrize("scheduler", [DDIMScheduler, FlowMatchEulerDiscreteScheduler, HeunDiscreteScheduler])
+    def test_schedulers_are_left_as_they_were(self, scheduler):
+        _, pipe = attached()
+        pipe.scheduler = scheduler()
+        pipe.scheduler.set_timesteps(NUM_STEPS)
+        before, signature = set(vars(pipe.scheduler)), inspect.signature(pipe.scheduler.step)
+        with pipe.progress_bar(total=1), pipe.progress_bar(total=1):
+            assert inspect.signature(pipe.scheduler.step) == signature
+            assert "step" in vars(pipe.scheduler)
+        assert set(vars(pipe.scheduler)) == before
+
+    def test_a_scheduler_without_an_index(self, monkeypatch):
+        """Counted as any other: no timestep is read from the second run on."""
+        _, pipe = attached()
+        pipe.scheduler = DDIMScheduler()
+        first = pipe()
+        monkeypatch.setattr(calls, "read_time", lambda _: 1 / 0)
+        assert equal(pipe(), first)
 
 
 class TestOrderAndUndoing:

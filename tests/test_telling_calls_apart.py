@@ -171,7 +171,7 @@ SHAPES: dict[str, Callable[[int], Sequence[str]]] = {
 
 @pytest.mark.parametrize(("by", "shape"), [*(("identity", shape) for shape in SHAPES), ("value", "in the middle")])
 def test_serial_guidance_of_any_shape(shape, by):
-    """The same bit for bit as with named streams: labels made anew for every call, or prompts that are held."""
+    """The same bit for bit as with names and steps: labels made anew for every call, or prompts that are held."""
     if by == "value":
         zoo = dit()
         model, width = zoo.model, (2, 4, 8, 8)
@@ -198,7 +198,7 @@ def test_serial_guidance_of_any_shape(shape, by):
             outputs = []
             for name in SHAPES[shape](step):
                 if named:
-                    with backend.stream(name):
+                    with backend.stream("run", step=step), backend.stream(name):
                         outputs.append(call(compiled, name, x, torch.full((2,), 980 - 40 * step)))
                 else:
                     outputs.append(call(compiled, name, x, torch.full((2,), 980 - 40 * step)))

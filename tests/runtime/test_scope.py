@@ -33,7 +33,7 @@ class TestBegin:
     """A scope that is not left by the block that entered it: a pipeline's run."""
 
     def test_until_left(self):
-        scopes, run = ScopeVariable(), Run(StepIndex(lambda: None))
+        scopes, run = ScopeVariable(), Run(StepIndex())
         leave = scopes.begin(Scope("pipeline", run=run, is_stream=False))
         with scopes.entered(Scope("cond")):
             assert (scopes.get().name, scopes.get().run, scopes.get().is_stream) == ("pipeline/cond", run, True)
@@ -56,19 +56,19 @@ class TestStepIndex:
     @pytest.mark.parametrize(
         ("indices", "times", "trusted"),
         [
-            pytest.param([-1, 1, 2, 3], [9, 8, 7, 6], True, id="together"),
-            pytest.param([-1, -1, 1, 1, 2], [9, 9, 8, 8, 7], True, id="guidance"),
-            pytest.param([-1, 1, 2, 3], [9, 8, 8, 7], False, id="heun"),
+            pytest.param([0, 1, 2, 3], [9, 8, 7, 6], True, id="together"),
+            pytest.param([0, 0, 1, 1, 2], [9, 9, 8, 8, 7], True, id="guidance"),
+            pytest.param([0, 1, 2, 3], [9, 8, 8, 7], False, id="heun"),
             pytest.param([None, None, None], [9, 8, 7], False, id="no-index"),
-            pytest.param([-1, -1, -1], [9, 8, 7], False, id="another-scheduler"),
-            pytest.param([-1, 1], [9, 8], None, id="too-short-to-tell"),
+            pytest.param([0, 0, 0], [9, 8, 7], False, id="another-scheduler"),
+            pytest.param([0, 1], [9, 8], None, id="too-short-to-tell"),
         ],
     )
     def test_trusted(self, indices, times, trusted):
-        position = iter(indices)
-        index = StepIndex(lambda: next(position))
-        index.begin()
-        for time in times:
+        index = StepIndex()
+        index.begin(indices[0])
+        for position, time in zip(indices, times, strict=True):
+            index.value = position
             index.compare((float(time),))
         index.end()
         assert index.trusted is trusted
