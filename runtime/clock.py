@@ -220,9 +220,8 @@ class Clock:
         if scope is not None and scope.step is not None:
             return Source.STEP, ((float(scope.step),),)
         index = scope.run.index if scope is not None and scope.run is not None else None
-        if index is not None and (index.trusted or not self.has_time_inputs):
-            if index.value is not None:
-                return Source.INDEX, ((float(index.value),),)
+        if index is not None and index.value is not None and (index.trusted or not self.has_time_inputs):
+            return Source.INDEX, ((float(index.value),),)
         if forward.reading:
             return Source.TIMESTEP, forward.reading
         if scope is None or not scope.is_stream or self.has_time_inputs:
@@ -249,9 +248,9 @@ class Clock:
 
 
 _NOT_SEEN = (
-    "a pipeline came to step {position} of its scheduler, and no call of the model at the step before was seen. So it ran eagerly, "
-    "which is what Dynamo does with inputs that fit no compilation once its limit is reached (TORCH_LOGS=recompiles reports "
-    "that), or the pipeline made none. That step is counted, and a full step that fell there is executed now."
+    "a pipeline came to step {position} of its run, and no call of the model at the step before was seen: it ran eagerly, which "
+    "is what Dynamo does with inputs that fit no compilation once its limit is reached (TORCH_LOGS=recompiles reports that), or "
+    "the pipeline made none. That step is counted, and a full step that fell there is executed now."
 )
 
 _ALIKE = (

@@ -31,11 +31,12 @@ class StepIndex:
         self.value, self._last, self._agreed = value, None, 0
 
     def counting(self, step: Callable[..., Any]) -> Callable[..., Any]:
-        """The scheduler's ``step``, counted."""
+        """The scheduler's ``step``, counted: once, should what it calls be counted already."""
 
         def counted(*args: Any, **kwargs: Any) -> Any:
+            before = self.value or 0
             result = step(*args, **kwargs)
-            self.value = (self.value or 0) + 1
+            self.value = before + 1
             return result
 
         return counted

@@ -39,11 +39,6 @@ class ForwardCall:
     samples: tuple[Sample, ...] = ()
     position: int | None = None
 
-    def times_after(self, other: "ForwardCall") -> int:
-        """The number of times that the generation moved on by since ``other``, which was at another time."""
-        known = self.position is not None and other.position is not None
-        return max(self.position - other.position, 1) if known else 1
-
     @property
     def graph(self) -> tuple[Hashable, ...]:
         """The properties that calls of one stream at one time share: the place, the shapes of its inputs, and the graph."""
@@ -240,10 +235,16 @@ class Streams:
         return stream, True
 
     def _go_on(self, stream: Stream, call: ForwardCall) -> Stream:
-        stream.step += 1 + stream.rounds * max(self.time - stream.time - 1, 0)  # as many calls at the times that it missed
+        stream.step += self._num_steps(stream, call)
         stream.take(call, self.time)
         self._latest = stream
         return stream
+
+    def _num_steps(self, stream: Stream, call: ForwardCall) -> int:
+        """The number of steps since the stream's last call: with those it missed, as many for each time as there were calls."""
+        if call.position is not None and stream.last.position is not None:
+            return max(call.position - stream.last.position, 1)
+        return 1 + stream.rounds * max(self.time - stream.time - 1, 0)
 
     def _note_time(self, call: ForwardCall) -> None:
         """Count the call: is it the first at another time?"""
@@ -253,4 +254,4 @@ class Streams:
             self.num_calls += 1
             return
         self._begun_alone = latest if self.num_calls == 1 and latest.step == 0 and latest.time > 0 else None
-        self.time, self.num_calls = self.time + call.times_after(latest.last), 1
+        self.time, self.num_calls = self.time + 1, 1

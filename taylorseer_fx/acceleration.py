@@ -140,4 +140,4 @@ def _can_tell_steps(target: Any, model: nn.Module) -> bool:
         return False
     if guiders(target):
         return True
-    return hasattr(getattr(target, "scheduler", None), "step_index") and hasattr(model, "cache_context")
+    return hasattr(getattr(target, "scheduler", None), "step") and hasattr(model, "cache_context")

@@ -59,6 +59,7 @@ class Attachments:
         for runs in self._pipelines:
             for end in list(runs.open_runs):
                 end()
+            runs.count_no_more()
         self._overrides.clear()
         self._attached.clear()
         self._pipelines.clear()

@@ -25,10 +25,14 @@ class Override:
     replacement: "weakref.ref[Method]"  # weak: it holds a method of the owner, which would be kept alive
     before: Any
 
+    def is_in_place(self, owner: Any) -> bool:
+        """Does ``owner`` have it, and was it not overridden by somebody else since?"""
+        return owner is not None and owner is self.owner() and vars(owner).get(self.name) is self.replacement()
+
     def undo(self) -> None:
         owner = self.owner()
-        if owner is None or vars(owner).get(self.name) is not self.replacement():
-            return  # gone, or overridden by somebody else since
+        if not self.is_in_place(owner):
+            return
         if self.before is None:
             del vars(owner)[self.name]
         else:
@@ -83,7 +87,7 @@ class PipelineRuns:
     name: str
     indices: dict[type, StepIndex] = field(default_factory=dict)
     open_runs: list[End] = field(default_factory=list)
-    counted: Override | None = None  # the scheduler's ``step``, while runs are open
+    counted: Override | None = None  # ``step`` of the scheduler of the latest run
 
     def begin(self, num_steps: int | None = None, at_end: End = nothing) -> End:
         """Begin a run of ``num_steps`` steps, as far as that is known; returns what ends it, once, after ``at_end``."""
@@ -100,8 +104,6 @@ class PipelineRuns:
                 at_end()
                 leave()
                 index.end()
-                if not self.open_runs:
-                    self._count_no_more()
                 self.runtime.forget(entered.name)
 
         self.open_runs.append(end)
@@ -118,14 +120,15 @@ class PipelineRuns:
         """The index of the scheduler at hand, from 0; some schedulers keep one themselves, but not all."""
         scheduler: Any = getattr(self.pipe(), "scheduler", None)
         index = self.indices.setdefault(type(scheduler), StepIndex())
-        if self.counted is None or self.counted.owner() is not scheduler:
-            self._count_no_more()
+        if self.counted is None or not self.counted.is_in_place(scheduler):
+            self.count_no_more()
             if callable(getattr(scheduler, "step", None)):
                 self.counted = override_method(scheduler, "step", index.counting(scheduler.step))
         index.begin(0 if self.counted is not None else None)
         return index
 
-    def _count_no_more(self) -> None:
+    def count_no_more(self) -> None:
+        """Leave the scheduler as it was."""
         if self.counted is not None:
             self.counted.undo()
             self.counted = None

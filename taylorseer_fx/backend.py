@@ -173,9 +173,10 @@ class TaylorSeerBackend:
 
         A run of the pipeline is then a generation, however it ends; calls in ``model.cache_context("cond")`` are a stream of
         their own, and in a modular pipeline so are those for each batch that its guider prepares; the step follows from the
-        guider, or from the scheduler's step index, without reading from the device, once a whole run has shown that it moves as
-        the timesteps do; buffers are freed when the run is over, or kept for the next where steps are CUDA graphs, which need
-        them where they are. Before or after ``torch.compile``, for any number of pipelines. ``detach()`` undoes it.
+        guider, or from the scheduler, whose steps are counted, without reading from the device, once a whole run has shown that
+        they are made as the timesteps move; buffers are freed when the run is over, or kept for the next where steps are CUDA
+        graphs, which need them where they are. Before or after ``torch.compile``, for any number of pipelines. ``detach()``
+        undoes it.
 
         Raises:
             ConfigError: ``pipe_or_model`` is neither.

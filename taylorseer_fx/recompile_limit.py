@@ -13,8 +13,8 @@ def text_at_the_limit() -> str:
         return ""
     return (
         f"Dynamo now keeps {kept + 1} compilations of a function of the model, which is its limit: inputs that fit none of them "
-        "will run eagerly, without forecasts and without further warnings; if that happens to some steps of a generation only, "
-        "the steps after them are miscounted and forecast worse. Make sizes that vary dynamic "
+        "will run eagerly, without forecasts and unseen; an attached pipeline's steps are counted all the same, but in a loop of "
+        "your own the steps after them are miscounted and forecast worse. Make sizes that vary dynamic "
         "(torch.compile(dynamic=True), torch._dynamo.mark_dynamic), keep other arguments constant, call torch._dynamo.reset() "
         "before another backend is tried on the same class of model, or raise torch._dynamo.config.recompile_limit. "
         "TORCH_LOGS=recompiles reports what differed each time."

@@ -344,14 +344,26 @@ class TestStepsNotSeen:
 
     @pytest.mark.parametrize("scheduler", [DDIMScheduler, FlowMatchEulerDiscreteScheduler, HeunDiscreteScheduler])
     def test_schedulers_are_left_as_they_were(self, scheduler):
+        """Once detached, or exchanged for another; until then ``step`` is counted, and has the arguments that it had."""
+        backend, pipe = attached()
+        first, second = pipe.scheduler, scheduler()
+        for each in (first, second, second):
+            pipe.scheduler = each
+            signature = inspect.signature(type(each).step)
+            with pipe.progress_bar(total=1), pipe.progress_bar(total=1):
+                assert "step" in vars(each)
+                assert list(inspect.signature(each.step).parameters) == list(signature.parameters)[1:]
+        assert "step" not in vars(first)
+        backend.detach()
+        assert "step" not in vars(second)
+
+    def test_a_step_that_somebody_else_puts_in_between(self):
+        """Over ours or in its place: each step counts once."""
         _, pipe = attached()
-        pipe.scheduler = scheduler()
-        pipe.scheduler.set_timesteps(NUM_STEPS)
-        before, signature = set(vars(pipe.scheduler)), inspect.signature(pipe.scheduler.step)
-        with pipe.progress_bar(total=1), pipe.progress_bar(total=1):
-            assert inspect.signature(pipe.scheduler.step) == signature
-            assert "step" in vars(pipe.scheduler)
-        assert set(vars(pipe.scheduler)) == before
+        clean = pipe(guidance=True)
+        for inner in (pipe.scheduler.step, partial(FlowMatchEulerDiscreteScheduler.step, pipe.scheduler)):
+            pipe.scheduler.step = lambda *args, inner=inner: inner(*args)
+            assert equal(pipe(guidance=True), clean)
 
     def test_a_scheduler_without_an_index(self, monkeypatch):
         """Counted as any other: no timestep is read from the second run on."""

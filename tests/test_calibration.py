@@ -89,6 +89,18 @@ class TestCalibrate:
         assert len(lines) == 1 + len(found.trials)
         assert lines[1].startswith("module, order 1, 6 full, paper: ")
 
+    def test_guidance_that_pauses(self):
+        """The features of the half that pauses count where they are in the run."""
+        backend, _ = subject(order=1)
+        model = torch.compile(tiny(), backend=backend, fullgraph=True)
+
+        def run() -> Tensor:
+            calls = [(step, prompt) for step in range(NUM_STEPS) for prompt in (1.0, 0.5)[: 1 if 3 <= step < 7 else 2]]
+            return sum(model(**tiny_inputs(step, num_steps=NUM_STEPS, prompt=prompt)) for step, prompt in calls)
+
+        found = calibrate(run, backend, NUM_STEPS, full_steps=(6,))
+        assert found.best(6, 1, "module").mean_db > 0
+
     def test_held_out_samples_choose_nothing(self):
         """The best list and the paper's are judged by them, too: as a run by hand judges."""
         backend, run = subject()

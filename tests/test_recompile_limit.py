@@ -2,9 +2,11 @@
 
 import warnings
 from collections.abc import Iterator
+from itertools import pairwise
 
 import pytest
 import torch
+from diffusers import DDIMScheduler, DiffusionPipeline, SchedulerMixin
 from torch import Tensor, nn
 
 from taylorseer_fx import TaylorSeerWarning, taylorseer_backend
@@ -58,3 +60,55 @@ def test_other_backends_on_the_same_class_count():
     assert [len(texts) for texts, _ in said_by_each] == [0, 0, 1, 0]
     assert [num_calls for _, num_calls in said_by_each] == [1, 1, 1, 0]
     assert "torch._dynamo.reset()" in said_by_each[2][0][0]
+
+
+class Denoiser(nn.Module):
+    """Compiled once for each ``mode``, which changes nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(Layer() for _ in range(2))
+
+    def forward(self, x: Tensor, timestep: Tensor, mode: int) -> Tensor:
+        for layer in self.layers:
+            x = layer(x * (1 + timestep / 10_000) + 0 * mode)
+        return x
+
+
+class Pipeline(DiffusionPipeline):
+    def __init__(self, transformer: nn.Module, scheduler: SchedulerMixin) -> None:
+        super().__init__()
+        self.register_modules(transformer=transformer, scheduler=scheduler)
+
+    def __call__(self, modes: list[int]) -> list[Tensor]:
+        """The outputs of a run with a mode for each step."""
+        outputs = []
+        self.scheduler.set_timesteps(len(modes))
+        for mode, t in zip(modes, self.progress_bar(self.scheduler.timesteps), strict=True):
+            x = torch.ones(2, 8) + len(outputs) ** 2 / 100
+            outputs.append(self.transformer(x, t.float(), mode).clone())
+            self.scheduler.step(x, t, x)
+        return outputs
+
+
+@pytest.mark.parametrize("eager", [{3}, {4}, {5, 6}, {3, 4, 5, 8}], ids=str)
+def test_a_pipelines_steps_that_run_eagerly_count(eager):
+    """Three modes are compiled; steps with a fourth run eagerly. Those after them are as if all had been seen; where a full step
+    was among them, the next is executed in its place.
+    """
+    backend = taylorseer_backend(order=1, interval=3, compiler="eager")
+    torch.manual_seed(0)
+    model = Denoiser()
+    pipe = Pipeline(torch.compile(model, backend=backend, dynamic=False), DDIMScheduler())
+    backend.attach(pipe)
+    with pytest.warns(TaylorSeerWarning, match="its limit"):
+        *_, expected = [pipe([mode] * 10) for mode in (1, 2, 0)]
+    in_full = Pipeline(model, DDIMScheduler())([0] * 10)
+    with pytest.warns(TaylorSeerWarning, match="no call of the model at the step before was seen"):
+        found = pipe([3 if step in eager else 0 for step in range(10)])
+    seen = [step for step in range(10) if step not in eager]
+    due = [now for last, now in pairwise([-1, *seen]) if any(last < full <= now for full in (0, 1, 2, 5, 8))]
+    assert all(torch.equal(found[step], in_full[step]) for step in {*eager, *due})
+    if 5 not in eager:
+        assert all(torch.equal(found[step], expected[step]) for step in seen)
+    assert not any(torch.equal(found[step], in_full[step]) for step in set(seen) - set(due))

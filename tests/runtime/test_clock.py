@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from taylorseer_fx.runtime.clock import Clock, GraphCall
 from taylorseer_fx.runtime.conditioning import Conditioning, Value, identity_of
-from taylorseer_fx.runtime.scope import Reading, Scope
+from taylorseer_fx.runtime.scope import Reading, Run, Scope, StepIndex
 from taylorseer_fx.runtime.ticks import Tick
 
 DESCENDING = [900.0, 600.0, 300.0, 0.0]
@@ -290,6 +290,37 @@ class TestRepeats:
         """Samplers of many steps and whole timesteps repeat some near the end."""
         found = ticks(Clock(), [900.0, 600.0, 2.0, 1.0, 1.0, 0.0, 0.0], prompts="a")
         assert steps(found) == list(range(7))
+
+
+class TestPositions:
+    """In an attached pipeline's run the scheduler's steps are counted, so forwards that were not seen count, too."""
+
+    @given(st.sets(st.integers(1, 20), min_size=1), st.booleans(), st.booleans(), st.sampled_from([None, True, False]))
+    def test_forwards_not_seen(self, seen, is_heun, guidance, trusted):
+        """Whichever were: each has the step that the scheduler is at, be the count the time or not."""
+        said, run = Said(), Run(StepIndex(0, trusted))
+        clock, scope = said.clock(), Scope("pipeline", run=run, is_stream=False)
+        found, positions = [], [0, *sorted(seen)]
+        for position in positions:
+            run.index.value = position
+            time = -((position + 1) // 2) if is_heun else -position
+            prompts = BOTH if guidance else "a"
+            found.append([tick(clock, scope, ((float(time),) * 2,), prompt) for prompt in prompts])
+        assert [{tick.step for tick in forward} for forward in found] == [{position} for position in positions]
+        assert (said.topics != []) == (positions[-1] >= len(positions))
+        assert set(said.topics) <= {"steps not seen"}
+
+    def test_a_half_in_its_own_context(self):
+        """It counts what it missed; since the other half was called, nothing is said."""
+        said, run = Said(), Run(StepIndex(0))
+        clock, found = said.clock(), []
+        for position in range(8):
+            run.index.value = position
+            for name in BOTH if position not in (2, 3, 4) else BOTH[:1]:
+                outer = Scope("pipeline", run=run, is_stream=False)
+                found.append(tick(clock, Scope(name).inside(outer), ((-float(position),) * 2,)))
+        assert steps([tick for tick in found if tick.stream[0] == "pipeline/uncond"]) == [0, 1, 5, 6, 7]
+        assert not said.topics
 
 
 class TestScopes:

@@ -46,6 +46,14 @@ def test_describe():
     assert Schedule(full_steps=(0, 3)).describe(6) == "FTTFTT"
 
 
+@given(INTERVALS, WARMUPS, LENGTHS, st.integers(0, 20))
+def test_a_full_step_that_was_missed_is_due(interval, warmup, last, missed):
+    schedule = Schedule(interval, warmup)
+    step = last + 1 + missed
+    assert schedule.is_due(step, last) == any(map(schedule.is_full, range(last + 1, step + 1)))
+    assert schedule.is_due(last, last) == schedule.is_full(last)
+
+
 @given(INTERVALS, WARMUPS, LENGTHS)
 def test_warmup_is_full(interval, warmup, length):
     schedule = Schedule(interval, warmup)
