@@ -365,6 +365,13 @@ class TestStepsNotSeen:
             pipe.scheduler.step = lambda *args, inner=inner: inner(*args)
             assert equal(pipe(guidance=True), clean)
 
+    def test_a_scheduler_without_an_index_gives_the_step(self):
+        """To a model that is not given the time, such as a block that is compiled alone."""
+        backend, pipe = attached(randomize(CachedTiny(timed=False)))
+        pipe.scheduler = DDIMScheduler()
+        pipe(guidance=True)
+        assert num_calls(backend) == (2 * FULL, 2 * FORECAST)
+
     def test_a_scheduler_without_an_index(self, monkeypatch):
         """Counted as any other: no timestep is read from the second run on."""
         _, pipe = attached()
