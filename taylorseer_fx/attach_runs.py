@@ -27,7 +27,10 @@ class Override:
 
     def is_in_place(self, owner: Any) -> bool:
         """Does ``owner`` have it, and was it not overridden by somebody else since?"""
-        return owner is not None and owner is self.owner() and vars(owner).get(self.name) is self.replacement()
+        replacement = self.replacement()
+        if owner is None or owner is not self.owner() or replacement is None:
+            return False
+        return vars(owner).get(self.name) is replacement
 
     def undo(self) -> None:
         owner = self.owner()
@@ -61,10 +64,9 @@ class _StandIn:
     function: Method
     original: Method
 
-    @property
-    def __wrapped__(self) -> Method:
-        """Pipelines look at signatures: at that of a scheduler's ``step``, say."""
-        return self.original
+    def __getattr__(self, name: str) -> Any:
+        """What else it is asked, such as the arguments of a scheduler's ``step``, is that of ``original``."""
+        return self.original if name == "__wrapped__" else getattr(self.original, name)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.function(*args, **kwargs)

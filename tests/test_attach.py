@@ -353,17 +353,20 @@ class TestStepsNotSeen:
             with pipe.progress_bar(total=1), pipe.progress_bar(total=1):
                 assert "step" in vars(each)
                 assert list(inspect.signature(each.step).parameters) == list(signature.parameters)[1:]
+                assert each.step.__code__ is type(each).step.__code__
         assert "step" not in vars(first)
         backend.detach()
         assert "step" not in vars(second)
 
     def test_a_step_that_somebody_else_puts_in_between(self):
-        """Over ours or in its place: each step counts once."""
+        """Over ours or in its place, or takes off: each step counts once."""
         _, pipe = attached()
         clean = pipe(guidance=True)
         for inner in (pipe.scheduler.step, partial(FlowMatchEulerDiscreteScheduler.step, pipe.scheduler)):
             pipe.scheduler.step = lambda *args, inner=inner: inner(*args)
             assert equal(pipe(guidance=True), clean)
+        del pipe.scheduler.step
+        assert equal(pipe(guidance=True), clean)
 
     def test_a_scheduler_without_an_index_gives_the_step(self):
         """To a model that is not given the time, such as a block that is compiled alone."""
