@@ -26,16 +26,16 @@ class Override:
     before: Any
 
     def is_in_place(self, owner: Any) -> bool:
-        """Does ``owner`` have it, and was it not overridden by somebody else since?"""
-        replacement = self.replacement()
-        if owner is None or owner is not self.owner() or replacement is None:
-            return False
-        return vars(owner).get(self.name) is replacement
+        """Does ``owner`` have it, if only beneath the stand-ins of others?"""
+        found = vars(owner).get(self.name) if owner is self.owner() else None
+        while isinstance(found, _StandIn) and found is not self.replacement():
+            found = found.original
+        return isinstance(found, _StandIn)
 
     def undo(self) -> None:
-        owner = self.owner()
-        if not self.is_in_place(owner):
-            return
+        owner, replacement = self.owner(), self.replacement()
+        if owner is None or replacement is None or vars(owner).get(self.name) is not replacement:
+            return  # gone, or overridden by somebody else since
         if self.before is None:
             del vars(owner)[self.name]
         else:
@@ -89,7 +89,7 @@ class PipelineRuns:
     name: str
     indices: dict[type, StepIndex] = field(default_factory=dict)
     open_runs: list[End] = field(default_factory=list)
-    counted: Override | None = None  # ``step`` of the scheduler of the latest run
+    counted: list[Override] = field(default_factory=list)  # ``step`` of each scheduler so far, once
 
     def begin(self, num_steps: int | None = None, at_end: End = nothing) -> End:
         """Begin a run of ``num_steps`` steps, as far as that is known; returns what ends it, once, after ``at_end``."""
@@ -122,18 +122,18 @@ class PipelineRuns:
         """The index of the scheduler at hand, from 0; some schedulers keep one themselves, but not all."""
         scheduler: Any = getattr(self.pipe(), "scheduler", None)
         index = self.indices.setdefault(type(scheduler), StepIndex())
-        if self.counted is None or not self.counted.is_in_place(scheduler):
-            self.count_no_more()
-            if callable(getattr(scheduler, "step", None)):
-                self.counted = override_method(scheduler, "step", index.counting(scheduler.step))
-        index.begin(0 if self.counted is not None else None)
+        self.counted = [each for each in self.counted if each.owner() is not None]
+        has_steps = callable(getattr(scheduler, "step", None))
+        if has_steps and not any(each.is_in_place(scheduler) for each in self.counted):
+            self.counted.append(override_method(scheduler, "step", index.counting(scheduler.step)))
+        index.begin(0 if has_steps else None)
         return index
 
     def count_no_more(self) -> None:
-        """Leave the scheduler as it was."""
-        if self.counted is not None:
-            self.counted.undo()
-            self.counted = None
+        """Leave the schedulers as they were."""
+        for each in reversed(self.counted):
+            each.undo()
+        self.counted.clear()
 
 
 def opening(original: Method, begin: Callable[[int | None], End]) -> Method:

@@ -86,8 +86,8 @@ def cached() -> nn.Module:
 
 
 def pipeline(model: nn.Module | None = None, **settings: Any) -> tuple[TaylorSeerBackend, TinyPipeline]:
-    given = {} if "full_steps" in settings else {"interval": 3, "warmup": 2}
-    backend = taylorseer_backend(**{"order": 1, "compiler": "eager"} | given | settings)
+    schedule = {"order": 1, "compiler": "eager"} if "full_steps" in settings else SCHEDULE
+    backend = taylorseer_backend(**schedule | settings)
     compiled = torch.compile(model if model is not None else cached(), backend=backend, fullgraph=True)
     return backend, TinyPipeline(compiled, FlowMatchEulerDiscreteScheduler())
 
@@ -344,7 +344,7 @@ class TestStepsNotSeen:
 
     @pytest.mark.parametrize("scheduler", [DDIMScheduler, FlowMatchEulerDiscreteScheduler, HeunDiscreteScheduler])
     def test_schedulers_are_left_as_they_were(self, scheduler):
-        """Once detached, or exchanged for another; until then ``step`` is counted, and has the arguments that it had."""
+        """Once detached; until then ``step`` is counted, and has the arguments that it had."""
         backend, pipe = attached()
         first, second = pipe.scheduler, scheduler()
         for each in (first, second, second):
@@ -354,9 +354,23 @@ class TestStepsNotSeen:
                 assert "step" in vars(each)
                 assert list(inspect.signature(each.step).parameters) == list(signature.parameters)[1:]
                 assert each.step.__code__ is type(each).step.__code__
-        assert "step" not in vars(first)
         backend.detach()
-        assert "step" not in vars(second)
+        assert not {"step"} & (vars(first).keys() | vars(second).keys())
+
+    def test_one_scheduler_of_several_pipelines_and_backends(self):
+        """As ``from_pipe`` makes them: counted once for each, however often they take turns with it and with another one."""
+        (backend, first), (_, second) = attached(), attached()
+        backend.attach(second)
+        shared = first.scheduler
+        clean = first(guidance=True)
+        for _ in range(5):
+            for pipe in (first, second):
+                for pipe.scheduler in (shared, FlowMatchEulerDiscreteScheduler()):
+                    assert equal(pipe(guidance=True), clean)
+        depth, step = 0, vars(shared)["step"]
+        while "function" in vars(step):
+            depth, step = depth + 1, step.original
+        assert depth == 3
 
     def test_a_step_that_somebody_else_puts_in_between(self):
         """Over ours or in its place, or takes off: each step counts once."""
