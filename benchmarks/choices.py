@@ -118,7 +118,7 @@ def orders(source: dict[str, Any]) -> str:
     said = (
         f"In dB, over all intervals and both granularities: {', '.join(gains)}, {_range(claims, 4, 3)} for order 4 over order 3."
     )
-    return f"{claims_report.table(claims, 'psnr_db', '.1f')}\n\n{said}"
+    return f"{claims_report.table(claims, 'psnr_db')}\n\n{said}"
 
 
 def _range(claims: Claims, order: int, lower: int) -> str:

@@ -8,7 +8,6 @@ from typing import Any
 
 from benchmarks import choices, many_devices
 from taylorseer_fx.bench import claims_report
-from taylorseer_fx.bench.claims_report import Claims
 from taylorseer_fx.bench.results import Report, Row, WorkloadResult
 from taylorseer_fx.bench.tables import machine, markdown_table, recorded_on
 from taylorseer_fx.bench.verdict import standing
@@ -305,12 +304,7 @@ def _published(source: dict[str, Any]) -> str:
 
 
 def _claims(source: dict[str, Any]) -> str:
-    claims = Claims(source)
-    psnr = claims_report.table(claims, "psnr_db", ".1f")
-    frechet = claims_report.table(claims, "frechet_of_first_500", ".2f")
-    drawn = f"{claims_report.MEASURES['frechet_of_first_500']}, from the real digits:"
-    tables = ("PSNR against the run in full, dB:", psnr, drawn, frechet)
-    return "\n\n".join([*tables, claims_report.verdict(claims)])
+    return claims_report.markdown(source, ("psnr_db", "frechet"))
 
 
 _TABLES: dict[str, tuple[Any, ...]] = {  # what renders it, and the records that it is given

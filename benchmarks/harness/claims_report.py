@@ -1,6 +1,6 @@
 """The recorded cells of ``claims`` as tables, a verdict and a picture."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,9 @@ from taylorseer_fx.bench.plots import STYLE
 from taylorseer_fx.bench.tables import markdown_table
 
 MEASURES = {
-    "frechet_of_first_500": f"Frechet distance, first {FEWER_SAMPLES} samples",
+    "psnr_db": "PSNR against the run in full, dB",
     "frechet": "Frechet distance, all samples",
+    "frechet_of_first_500": f"Frechet distance, first {FEWER_SAMPLES} samples",
 }
 
 
@@ -40,10 +41,10 @@ class Claims:
         return found
 
 
-def table(claims: Claims, measure: str, form: str) -> str:
-    """Intervals down, orders across."""
+def table(claims: Claims, measure: str) -> str:
+    """Intervals down, orders across; without the columns of which no cell was recorded."""
     header = ["N", "full steps", "fewer steps", *(f"{name}, O{order}" for name in GRANULARITIES for order in ORDERS)]
-    rows = []
+    form, rows = ".1f" if measure == "psnr_db" else ".3f", []
     for interval in INTERVALS:
         full_steps = {cell["full_steps"] for key, cell in claims.cells.items() if key[2] == interval}
         values = [claims.value(measure, "fewer steps", 0, interval)]
@@ -51,70 +52,69 @@ def table(claims: Claims, measure: str, form: str) -> str:
         if full_steps and any(value is not None for value in values):
             shown = ["-" if value is None else f"{value:{form}}" for value in values]
             rows.append([str(interval), str(full_steps.pop()), *shown])
+    columns = [column for column in zip(header, *rows, strict=True) if any(value != "-" for value in column[1:])]
+    header, *rows = (list(line) for line in zip(*columns, strict=True))
     return markdown_table(header, rows)
 
 
-def verdict(claims: Claims) -> str:
+def verdict(claims: Claims, measures: Sequence[str] = tuple(MEASURES)) -> str:
     """Report where order 1 and up beats reuse, and by how much; and where forecasting beats fewer steps."""
-    return "\n".join(f"- {line}" for name in GRANULARITIES for line in _verdict(claims, name))
+    return "\n".join(
+        f"- {name}, {MEASURES[measure]}: {line}"
+        for name in GRANULARITIES
+        for measure in measures
+        for line in _verdict(claims, name, measure)
+    )
 
 
-def _verdict(claims: Claims, name: str) -> list[str]:
-    lines = []
-    for measure, unit, sign in (("psnr_db", "dB", 1), ("frechet_of_first_500", "of Frechet distance", -1)):
-        gains: dict[int, float] = {}
-        over_fewer: dict[int, float] = {}
-        for interval in INTERVALS:
-            reuse = claims.value(measure, name, 0, interval)
-            orders = [claims.value(measure, name, order, interval) for order in ORDERS[1:]]
-            best = max((sign * value for value in orders if value is not None), default=None)
-            fewer = claims.value(measure, "fewer steps", 0, interval)
-            if reuse is not None and best is not None:
-                gains[interval] = best - sign * reuse
-                if fewer is not None:
-                    over_fewer[interval] = max(best, sign * reuse) - sign * fewer
-        what = f"{name}, {unit}"
-        lines.append(f"{what}: the best order of 1 and up over reuse (order 0): {_gains(gains)}")
-        lines.append(f"{what}: the best order over fewer steps at equal compute: {_gains(over_fewer)}")
-    return lines
+def _verdict(claims: Claims, name: str, measure: str) -> Iterator[str]:
+    sign = 1 if measure == "psnr_db" else -1
+    gains: dict[int, float] = {}
+    over_fewer: dict[int, float] = {}
+    for interval in INTERVALS:
+        reuse = claims.value(measure, name, 0, interval)
+        orders = [claims.value(measure, name, order, interval) for order in ORDERS[1:]]
+        best = max((sign * value for value in orders if value is not None), default=None)
+        fewer = claims.value(measure, "fewer steps", 0, interval)
+        if reuse is not None and best is not None:
+            gains[interval] = best - sign * reuse
+            if fewer is not None:
+                over_fewer[interval] = max(best, sign * reuse) - sign * fewer
+    form = "+.2f" if measure == "psnr_db" else "+.3f"
+    yield f"the best order of 1 and up over reuse (order 0): {_gains(gains, form)}"
+    yield f"the best order over fewer steps at equal compute: {_gains(over_fewer, form)}"
 
 
-def _gains(gains: Mapping[int, float]) -> str:
+def _gains(gains: Mapping[int, float], form: str) -> str:
     if not gains:
         return "nothing recorded."
     worse = [interval for interval, gain in gains.items() if gain <= 0]
     head = "better at every interval" if not worse else f"not better at N = {', '.join(map(str, worse))}"
-    return f"{head}; " + ", ".join(f"{gain:+.2f} (N={interval})" for interval, gain in gains.items()) + "."
+    return f"{head}; " + ", ".join(f"{gain:{form}} (N={interval})" for interval, gain in gains.items()) + "."
 
 
-def markdown(content: Mapping[str, Any]) -> str:
-    """Tables and verdict."""
-    claims = Claims(content)
-    settings = content["settings"]
+def introduction(claims: Claims) -> str:
+    """What was drawn and measured, and what the run in full and the real pictures have."""
+    settings = claims.content["settings"]
     full = claims.cells.get(("full", 0, 1))
     said = f"{full['frechet']:.3f}, class accuracy {full['class_accuracy']:.1%}" if full else "not recorded"
-    num_samples, halves = settings["num_samples"], content.get("frechet_between_real_halves")
-    fewer = (
-        f" ({FEWER_SAMPLES} in those that only the table of the first {FEWER_SAMPLES} shows)"
-        if num_samples > FEWER_SAMPLES
-        else ""
-    )
-    intro = (
+    num_samples, halves = settings["num_samples"], claims.content.get("frechet_between_real_halves")
+    fewer = f" ({FEWER_SAMPLES} in those of other intervals and orders)" if num_samples > FEWER_SAMPLES else ""
+    return (
         f"The {settings['model']} model, {settings['num_steps']} steps without guidance, warm-up {settings['warmup']}, "
-        f"{num_samples} samples per cell{fewer}. Frechet distance is between generated and real pictures in the features of a "
+        f"{num_samples:,} samples per cell{fewer}. Frechet distance is between generated and real pictures in the features of a "
         f"small network fitted on the real ones: not Inception FID. The run in full has {said}"
         + (f"; one half of the real digits is {halves:.3f} from the other." if halves is not None else ".")
     )
-    parts = [intro]
-    has_few = num_samples <= FEWER_SAMPLES
-    labels = {"frechet": "Frechet distance"} if has_few else MEASURES
-    for measure in (*labels, "psnr_db"):
-        parts += [f"**{labels.get(measure, 'PSNR against the run in full, dB')}**", table(claims, measure, _form(measure))]
-    return "\n\n".join([*parts, verdict(claims)])
 
 
-def _form(measure: str) -> str:
-    return ".1f" if measure == "psnr_db" else ".3f"
+def markdown(content: Mapping[str, Any], measures: Sequence[str] = tuple(MEASURES)) -> str:
+    """Introduction, tables and verdict of ``measures``; none twice where all cells have only the first samples."""
+    claims = Claims(content)
+    if content["settings"]["num_samples"] <= FEWER_SAMPLES:
+        measures = [measure for measure in measures if measure != "frechet_of_first_500"]
+    tables = (f"**{MEASURES[measure]}**\n\n{table(claims, measure)}" for measure in measures)
+    return "\n\n".join([introduction(claims), *tables, verdict(claims, measures)])
 
 
 def save_picture(content: Mapping[str, Any], path: Path) -> None:
