@@ -108,7 +108,7 @@ class TaylorSeerBackend:
             self._notify("gradients", GRADIENTS)
             return self._compile_plain(gm, example_inputs)
         origin = GraphOrigin(graph_break_after(gm), is_part=bool(self._compiled_graphs) or is_called_from_python())
-        tag = cache_tag(gm, self.config, origin.graph_break, origin.is_part)
+        tag = cache_tag(gm, example_inputs, self.config, origin.graph_break, origin.is_part)
         compile_traced = partial(self._compile_traced, origin, tag)
         with arriving(tag) as codes:
             compiled = trace_and_compile(gm, example_inputs, compile_traced, self.config.compiler_options, tag)

@@ -4,10 +4,10 @@
     second process:  Dynamo -> key: found -> StepCode, loaded
 
 AOTAutograd makes the key of all that it and Inductor read (the graph, its inputs, the settings, the versions); we add a tag for
-what we read: our own sources and settings, the operators that users registered, and the names that ``explain()`` and warnings
-show. It stores any ``OutputCode``, so ours, and puts its own wrappers (aliased outputs, mutated inputs, tensor subclasses) around
-it as it does after tracing. What cannot be stored is traced and compiled in every process; Inductor's own cache of each variant
-still serves.
+what we read: our own sources and settings, the operators that users registered, the names that ``explain()`` and warnings show;
+and for the vector instructions that code for a CPU is made for, which torch leaves out. It stores any ``OutputCode``, so ours, and
+puts its own wrappers (aliased outputs, mutated inputs, tensor subclasses) around it as it does after tracing. What cannot be stored
+is traced and compiled in every process; Inductor's own cache of each variant still serves.
 """
 
 import copy
@@ -36,6 +36,7 @@ from taylorseer_fx.compat import (
     dynamo_config,
     functorch_config,
     meshes_stored_without_hash,
+    pick_vec_isa,
 )
 from taylorseer_fx.config import BackendConfig
 from taylorseer_fx.fingerprint import fingerprint
@@ -167,14 +168,32 @@ def caching(tag: str | None) -> Iterator[Callable[[], AbstractContextManager[Non
         yield outside
 
 
-def cache_tag(gm: fx.GraphModule, config: BackendConfig, *origin: object) -> str | None:
+def keyed_by_instructions(inputs: Sequence[Any]) -> AbstractContextManager[None]:
+    """Find in Inductor's own cache only what was made for the processor at hand."""
+    found = _vector_instructions(inputs)
+    if not found or not _IS_SUPPORTED:
+        return nullcontext()
+    patched: AbstractContextManager[None] = compiler_config.patch(cache_key_tag=f"{compiler_config.cache_key_tag}|{found}")
+    return patched
+
+
+def _vector_instructions(inputs: Sequence[Any]) -> str:
+    """The instructions that Inductor vectorises for, where ``inputs`` are on a CPU; else empty.
+
+    Kernels are kept as C++ in which the size of a vector is a number, and compiled where they are loaded: those made for AVX-512
+    give NaN on a processor that has AVX2. Torch 2.13 has this in none of its keys, so plain ``torch.compile`` does that.
+    """
+    return str(pick_vec_isa()) if any(isinstance(x, torch.Tensor) and x.device.type == "cpu" for x in inputs) else ""
+
+
+def cache_tag(gm: fx.GraphModule, inputs: Sequence[Any], config: BackendConfig, *origin: object) -> str | None:
     """The part of the key that torch's own lacks; None where nothing is to be stored.
 
     Names are part of it: two models may compute the same, but ``explain()`` must describe the one at hand.
     """
     if not _IS_SUPPORTED or config.compiler != "inductor" or _is_being_exported() or _holds_tensors(gm):
         return None
-    settings = [*config.key, *map(str, origin)]
+    settings = [_vector_instructions(inputs), *config.key, *map(str, origin)]
     names = [(module_path(node), source_line(node)) for node in gm.graph.nodes if node.op != "placeholder"]
     registered = sorted((str(op), fingerprint(decomposition) or "") for op, decomposition in REGISTERED.items())
     if any(not digest for _, digest in registered):

@@ -15,7 +15,7 @@ from functorch.compile import make_boxed_func
 from torch import Tensor, fx
 
 from taylorseer_fx.artifacts import VariantCode
-from taylorseer_fx.cache import caching
+from taylorseer_fx.cache import caching, keyed_by_instructions
 from taylorseer_fx.capturable import plan_capture
 from taylorseer_fx.compat import AsyncCompile, LazyGraphModule, TracingContext, compile_fx, compile_fx_inner, inductor_config
 from taylorseer_fx.passes.collectives import find_groups
@@ -147,7 +147,8 @@ def make_eager(gm: fx.GraphModule, _inputs: Sequence[Any], _static_inputs: tuple
 def _compile_with_inductor(
     kwargs: Mapping[str, Any], gm: fx.GraphModule, inputs: Sequence[Any], static_inputs: tuple[int, ...]
 ) -> BoxedCallable:
-    compiled: BoxedCallable = compile_fx_inner(gm, inputs, **kwargs, static_input_idxs=static_inputs)
+    with keyed_by_instructions(inputs):
+        compiled: BoxedCallable = compile_fx_inner(gm, inputs, **kwargs, static_input_idxs=static_inputs)
     return compiled
 
 

@@ -132,13 +132,13 @@ def test_what_the_tag_depends_on():
     named = {name for given in the_same for name in given}
     assert {field.name for field in fields(BackendConfig)} == {*others, *named, "compiler"}
     settings = [{}, *({name: value} for name, value in others.items())]
-    tags = [taylorseer_fx.cache.cache_tag(gm, BackendConfig(**given)) for given in settings]
-    tags.append(taylorseer_fx.cache.cache_tag(gm, BackendConfig(), "model.py:3"))
+    tags = [taylorseer_fx.cache.cache_tag(gm, [], BackendConfig(**given)) for given in settings]
+    tags.append(taylorseer_fx.cache.cache_tag(gm, [], BackendConfig(), "model.py:3"))
     assert None not in tags
     assert len(set(tags)) == len(tags)
     for given in the_same:
-        assert taylorseer_fx.cache.cache_tag(gm, BackendConfig(**given)) == tags[0]
-    assert taylorseer_fx.cache.cache_tag(gm, BackendConfig(compiler="eager")) is None
+        assert taylorseer_fx.cache.cache_tag(gm, [], BackendConfig(**given)) == tags[0]
+    assert taylorseer_fx.cache.cache_tag(gm, [], BackendConfig(compiler="eager")) is None
 
 
 @pytest.mark.turn(1, 2)
@@ -146,6 +146,20 @@ def test_other_options_of_inductor_miss():
     anew(order=1)
     anew(order=1, compiler_options={"epilogue_fusion": False})
     assert lookups() == (0, 1)
+
+
+def test_other_vector_instructions_miss(monkeypatch):
+    """A folder that two machines share: what one made for AVX-512 gives NaN on another that has AVX2, and does not compile here,
+    where vectors are not to be used at all. Neither AOTAutograd's cache nor Inductor's own may have it.
+    """
+    _, expected = anew()
+    monkeypatch.setenv("ATEN_CPU_CAPABILITY", "default")
+    _, outputs = anew()
+    assert lookups() == (0, 1)
+    assert counters["inductor"]["fxgraph_cache_hit"] == 0
+    torch.testing.assert_close(outputs, expected)
+    anew()
+    assert lookups() == (1, 0)
 
 
 def test_other_sources_miss(monkeypatch, pass_runs):
