@@ -5,9 +5,9 @@
 
 AOTAutograd makes the key of all that it and Inductor read (the graph, its inputs, the settings, the versions); we add a tag for
 what we read: our own sources and settings, the operators that users registered, the names that ``explain()`` and warnings show;
-and for the vector instructions that code for a CPU is made for, which torch leaves out. It stores any ``OutputCode``, so ours, and
-puts its own wrappers (aliased outputs, mutated inputs, tensor subclasses) around it as it does after tracing. What cannot be stored
-is traced and compiled in every process; Inductor's own cache of each variant still serves.
+and for the vector instructions that code for a CPU is made for, which torch leaves out. It stores any ``OutputCode``, so ours,
+and puts its own wrappers (aliased outputs, mutated inputs, tensor subclasses) around it as it does after tracing. What cannot be
+stored is traced and compiled in every process; Inductor's own cache of each variant still serves.
 """
 
 import copy

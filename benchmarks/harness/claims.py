@@ -182,12 +182,16 @@ def _reference(kept: Path, cell: Cell, sampler: Sampler) -> Tensor:
 def figures(samples: Tensor, reference: Tensor, model: Shipped, judge: Judging) -> dict[str, float | None]:
     """Measure one cell against the run in full from the same noise, and against the real pictures."""
     same = reference[: len(samples)]
-    is_reference = torch.equal(samples, same)
     first = samples[:FEWER_SAMPLES]
     return {
-        "psnr_db": None if is_reference else psnr(samples, same),
+        "psnr_db": _psnr_unless_same(samples, same),
+        "psnr_db_of_first_500": _psnr_unless_same(first, same[:FEWER_SAMPLES]),
         "ssim": ssim(samples, same),
         "frechet": distance_from_real(model, samples),
         "frechet_of_first_500": distance_from_real(model, first),
         "class_accuracy": judge.accuracy(samples, wanted(0, len(samples))),
     }
+
+
+def _psnr_unless_same(samples: Tensor, reference: Tensor) -> float | None:
+    return None if torch.equal(samples, reference) else psnr(samples, reference)

@@ -12,10 +12,11 @@ from taylorseer_fx.bench.claims import FEWER_SAMPLES, GRANULARITIES, INTERVALS, 
 from taylorseer_fx.bench.plots import STYLE
 from taylorseer_fx.bench.tables import markdown_table
 
-MEASURES = {
-    "psnr_db": "PSNR against the run in full, dB",
-    "frechet": "Frechet distance, all samples",
+MEASURES = {  # those of the first samples are of all cells, so that each cell may be compared with each other one
+    "psnr_db_of_first_500": f"PSNR against the run in full, dB, first {FEWER_SAMPLES} samples",
+    "psnr_db": "PSNR against the run in full, dB, all samples",
     "frechet_of_first_500": f"Frechet distance, first {FEWER_SAMPLES} samples",
+    "frechet": "Frechet distance, all samples",
 }
 
 
@@ -35,16 +36,25 @@ class Claims:
     def value(self, measure: str, method: str, order: int, interval: int) -> float | None:
         """None where the cell is missing, or was drawn from fewer samples than others are shown with."""
         cell = self.cells.get((method, order, interval))
-        if cell is None or (measure == "frechet" and cell["num_samples"] < self.content["settings"]["num_samples"]):
+        num_samples = self.content["settings"]["num_samples"]
+        if cell is None or (not _is_of_first(measure) and cell["num_samples"] < num_samples):
             return None
         found: float | None = cell[measure]
         return found
 
 
+def _is_of_first(measure: str) -> bool:
+    return measure.endswith(f"_of_first_{FEWER_SAMPLES}")
+
+
+def _is_psnr(measure: str) -> bool:
+    return measure.startswith("psnr")
+
+
 def table(claims: Claims, measure: str) -> str:
     """Intervals down, orders across; without the columns of which no cell was recorded."""
     header = ["N", "full steps", "fewer steps", *(f"{name}, O{order}" for name in GRANULARITIES for order in ORDERS)]
-    form, rows = ".1f" if measure == "psnr_db" else ".3f", []
+    form, rows = ".1f" if _is_psnr(measure) else ".3f", []
     for interval in INTERVALS:
         full_steps = {cell["full_steps"] for key, cell in claims.cells.items() if key[2] == interval}
         values = [claims.value(measure, "fewer steps", 0, interval)]
@@ -68,7 +78,7 @@ def verdict(claims: Claims, measures: Sequence[str] = tuple(MEASURES)) -> str:
 
 
 def _verdict(claims: Claims, name: str, measure: str) -> Iterator[str]:
-    sign = 1 if measure == "psnr_db" else -1
+    sign = 1 if _is_psnr(measure) else -1
     gains: dict[int, float] = {}
     over_fewer: dict[int, float] = {}
     for interval in INTERVALS:
@@ -80,7 +90,7 @@ def _verdict(claims: Claims, name: str, measure: str) -> Iterator[str]:
             gains[interval] = best - sign * reuse
             if fewer is not None:
                 over_fewer[interval] = max(best, sign * reuse) - sign * fewer
-    form = "+.2f" if measure == "psnr_db" else "+.3f"
+    form = "+.2f" if _is_psnr(measure) else "+.3f"
     yield f"the best order of 1 and up over reuse (order 0): {_gains(gains, form)}"
     yield f"the best order over fewer steps at equal compute: {_gains(over_fewer, form)}"
 
@@ -112,28 +122,25 @@ def markdown(content: Mapping[str, Any], measures: Sequence[str] = tuple(MEASURE
     """Introduction, tables and verdict of ``measures``; none twice where all cells have only the first samples."""
     claims = Claims(content)
     if content["settings"]["num_samples"] <= FEWER_SAMPLES:
-        measures = [measure for measure in measures if measure != "frechet_of_first_500"]
+        measures = [measure for measure in measures if not _is_of_first(measure)]
     tables = (f"**{MEASURES[measure]}**\n\n{table(claims, measure)}" for measure in measures)
     return "\n\n".join([introduction(claims), *tables, verdict(claims, measures)])
 
 
 def save_picture(content: Mapping[str, Any], path: Path) -> None:
     """Draw Frechet distance and PSNR over the interval, one line per order."""
-    claims = Claims(content)
+    claims, num_samples = Claims(content), min(FEWER_SAMPLES, content["settings"]["num_samples"])
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(10, 7.5), layout="constrained")
         axes = figure.subplots(2, 2, sharex=True, sharey="row")
         for row, (measure, label) in enumerate(
-            (
-                ("frechet_of_first_500", f"Frechet distance (first {min(FEWER_SAMPLES, content['settings']['num_samples'])})"),
-                ("psnr_db", "PSNR against full run, dB"),
-            )
+            (("frechet_of_first_500", "Frechet distance"), ("psnr_db_of_first_500", "PSNR against full run, dB"))
         ):
             for column, name in enumerate(GRANULARITIES):
                 _panel(axes[row][column], claims, measure, name)
                 axes[1][column].set_xlabel("interval N")
                 axes[0][column].set_title(name)
-            axes[row][0].set_ylabel(label)
+            axes[row][0].set_ylabel(f"{label} (first {num_samples})")
         axes[0][0].set_yscale("log")
         for axis in (axes[0][0].yaxis, axes[0][1].yaxis):
             axis.set_major_formatter("{x:g}")

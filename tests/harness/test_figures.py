@@ -8,6 +8,7 @@ import torch
 
 from taylorseer_fx.bench import claims, claims_report
 from taylorseer_fx.bench.claims import Cell, Sampler, cells, run_claims
+from taylorseer_fx.bench.claims_report import Claims
 from taylorseer_fx.bench.fidelity import along_trajectory, relative_l2, smoothness, ssim
 from taylorseer_fx.bench.frechet import feature_space, frechet_distance
 from taylorseer_fx.digits.judge import load_real_digits
@@ -93,3 +94,21 @@ def test_resumes(tmp_path, monkeypatch):
     assert "better at every interval" in text
     claims_report.save_picture(content, tmp_path / "claims.png")
     assert (tmp_path / "claims.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_measures_of_other_samples_are_not_mixed():
+    """What is of all samples leaves the cells of fewer out; what is of the first ones has a figure of each cell."""
+
+    def cell(order: int, num_samples: int) -> dict[str, object]:
+        named = {"method": "module", "order": order, "interval": 3, "num_samples": num_samples, "full_steps": 18}
+        return named | dict.fromkeys(claims_report.MEASURES, 1.0)
+
+    cells_of = {"a": cell(2, 10_000), "b": cell(3, 500)}
+    content = {"settings": {"num_samples": 10_000}, "cells": cells_of}
+    heads = {measure: claims_report.table(Claims(content), measure).splitlines()[0] for measure in claims_report.MEASURES}
+    assert {measure: ("O2" in head, "O3" in head) for measure, head in heads.items()} == {
+        "psnr_db_of_first_500": (True, True),
+        "psnr_db": (True, False),
+        "frechet_of_first_500": (True, True),
+        "frechet": (True, False),
+    }
