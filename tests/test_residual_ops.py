@@ -209,18 +209,18 @@ class TestCache:
             REGISTERED.clear()
             if decomposition is not None:
                 register_residual_op(gated_add, decomposition)
-            tags.append(cache_tag(gm, BackendConfig()))
+            tags.append(cache_tag(gm, [], BackendConfig()))
         monkeypatch.setitem(globals(), "factor", 3.0)
-        tags.append(cache_tag(gm, BackendConfig()))
+        tags.append(cache_tag(gm, [], BackendConfig()))
         assert None not in tags
         assert len(set(tags)) == len(tags)
         monkeypatch.undo()
-        assert cache_tag(gm, BackendConfig()) == tags[-2]
+        assert cache_tag(gm, [], BackendConfig()) == tags[-2]
 
     def test_nothing_is_cached_where_the_code_cannot_be_told(self):
         """Another process may hold another number behind the same attribute."""
         register_residual_op(gated_add, Scale(2.0))
-        assert cache_tag(fx.symbolic_trace(nn.ReLU()), BackendConfig()) is None
+        assert cache_tag(fx.symbolic_trace(nn.ReLU()), [], BackendConfig()) is None
 
     def test_explaining_later_is_as_it_was_compiled(self):
         """What is registered meanwhile has no part in the graph at hand."""

@@ -141,6 +141,21 @@ def test_what_the_tag_depends_on():
     assert taylorseer_fx.cache.cache_tag(gm, [], BackendConfig(compiler="eager")) is None
 
 
+def test_the_tag_names_the_vector_instructions(monkeypatch):
+    """Where there are inputs on a CPU: those of a GPU never ask for a C++ compiler."""
+    gm, config = fx.symbolic_trace(nn.ReLU()), BackendConfig()
+    on_cpu, elsewhere = [torch.ones(1)], [torch.ones(1, device="meta")]
+    tag, other = (taylorseer_fx.cache.cache_tag(gm, inputs, config) for inputs in (on_cpu, elsewhere))
+    monkeypatch.setenv("ATEN_CPU_CAPABILITY", "default")
+    assert taylorseer_fx.cache.cache_tag(gm, on_cpu, config) not in (tag, other)
+    assert taylorseer_fx.cache.cache_tag(gm, elsewhere, config) == other
+    outer = torch.compiler.config.cache_key_tag
+    with taylorseer_fx.cache.keyed_by_instructions(elsewhere):
+        assert torch.compiler.config.cache_key_tag == outer
+    with taylorseer_fx.cache.keyed_by_instructions(on_cpu):
+        assert torch.compiler.config.cache_key_tag == f"{outer}|INVALID_VEC_ISA"
+
+
 @pytest.mark.turn(1, 2)
 def test_other_options_of_inductor_miss():
     anew(order=1)
@@ -148,6 +163,7 @@ def test_other_options_of_inductor_miss():
     assert lookups() == (0, 1)
 
 
+@pytest.mark.turn(1, 2)
 def test_other_vector_instructions_miss(monkeypatch):
     """A folder that two machines share: what one made for AVX-512 gives NaN on another that has AVX2, and does not compile here,
     where vectors are not to be used at all. Neither AOTAutograd's cache nor Inductor's own may have it.
