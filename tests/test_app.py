@@ -89,7 +89,7 @@ class TestCompare:
         assert [fraction for fraction, _ in pressed.said[:3]] == [0, 1 / 3, 2 / 3]
         assert [fraction for fraction, _ in pressed.said[-6:]] == pytest.approx([i / 6 for i in range(1, 7)])
 
-    @pytest.mark.turn(1, 2)
+    @pytest.mark.turn(2, 4)
     def test_without_guidance_batches_are_half_as_large(self, monkeypatch):
         """So it compiles once more, and not again afterwards; of the other model, too."""
         monkeypatch.setattr(runner, "always_verifies", False)

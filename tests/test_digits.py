@@ -70,7 +70,7 @@ def test_whole_generation_follows_the_reference(order: int, interval: int, warmu
     assert order > 1 or psnr(actual, in_full()[:4]) > 30
 
 
-@pytest.mark.turn(0, 2)
+@pytest.mark.turn(0, 4)
 def test_float8_buffers_cost_no_quality():
     """25 steps: the pictures are off those with buffers in float32 by a thousandth, and no further from the full run's."""
     model = load_digits_model()

@@ -28,7 +28,7 @@ def uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.inductor
-@pytest.mark.turn(0, 3)
+@pytest.mark.turn(5, 6)
 def test_the_command():
     """In a process of its own: it passes, and prints nothing that is not ours."""
     done = subprocess.run([sys.executable, "-m", "taylorseer_fx.cli", "doctor"], capture_output=True, text=True, check=False)

@@ -29,7 +29,7 @@ FIGURES |= {
 TINY = ["--device", "cpu", "--small", "--compiler", "eager", "--steps", "5"]
 
 
-@pytest.mark.turn(0, 3)
+@pytest.mark.turn(3, 6)
 def test_small_run(tmp_path, capsys, monkeypatch):
     """Every figure of a row is there and positive; the README's table has it."""
     dit = next(case for case in cases(True) if "256x256, batch 2" in case.name)
@@ -87,7 +87,7 @@ def test_settings_of_the_same_graphs_go_together():
     assert [list(map(describe, group)) for group in by_graph(SETTINGS)] == INTERVALS
 
 
-@pytest.mark.turn(1, 3)
+@pytest.mark.turn(4, 6)
 def test_one_compilation_for_all_intervals(dit):
     """The second interval finds everything compiled, and has a schedule of its own."""
     record = Record({})
@@ -100,7 +100,7 @@ def test_one_compilation_for_all_intervals(dit):
         assert second["ceiling"] == pytest.approx(7 / 5)
 
 
-@pytest.mark.turn(2, 3)
+@pytest.mark.turn(2, 6)
 def test_what_was_measured_outlives_the_run(dit, tmp_path, monkeypatch):
     """A run that is cut off leaves all that it had finished."""
     path, measure = tmp_path / "gpu.json", GraphPair.measure

@@ -137,7 +137,7 @@ def test_generations_share_buffers(recorded):
 
 
 @pytest.mark.inductor
-@pytest.mark.turn(0, 2)
+@pytest.mark.turn(2, 4)
 def test_forecast_step_peak():
     """Beside buffers and output, a forecast step holds at most two hidden states, at order 4; a full step several times that.
 

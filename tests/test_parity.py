@@ -357,7 +357,7 @@ def buffer_nodes(backend: TaylorSeerBackend) -> list[torch.fx.Node]:
 
 
 @pytest.mark.inductor
-@pytest.mark.turn(0, 2)
+@pytest.mark.turn(2, 4)
 def test_inductor_dit():
     """Through Inductor: 50 steps equal the reference, and the full ones what plain ``torch.compile`` returns. Deep enough for
     blocks of a forecast step to be calls of one.
@@ -372,7 +372,7 @@ def test_inductor_dit():
 
 
 @pytest.mark.inductor
-@pytest.mark.turn(1, 2)
+@pytest.mark.turn(3, 4)
 def test_inductor_sd3():
     """Joint attention through Inductor, at the highest order and a short schedule."""
     assert_parity(sd3(num_layers=2), taylorseer_backend(order=4, interval=3, warmup=2), 16, ROUNDING[torch.float32])

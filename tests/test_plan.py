@@ -260,7 +260,7 @@ class TestPublishedFigures:
         assert features == 56
         assert num_bytes / 2**30 == pytest.approx(0.123, abs=5e-4)
 
-    @pytest.mark.turn(1, 3)
+    @pytest.mark.turn(2, 6)
     def test_flux_dev(self, monkeypatch):
         """FLUX.1-dev at 1024 x 1024: 74.385 TFLOPs a full step and 114 features. Of order 2 they would be 6.01 GiB; without what
         no forecast step reads, the text stream above all, they are 5.34 GiB, with differences in float8 less, the stack next to

@@ -57,7 +57,7 @@ def alone(labels: str, steps: int, seed: int) -> Any:
     return pictures[:, 0].tolist()
 
 
-@pytest.mark.parametrize(("num_replicas", "num_streams"), in_turns([(2, 1), (1, 4)], weeks=4))
+@pytest.mark.parametrize(("num_replicas", "num_streams"), in_turns([(2, 1), (1, 4)], weeks=8))
 def test_requests_at_once(num_replicas, num_streams, port):
     ray_serve.deploy(num_replicas, num_streams, port, SETTINGS)
     queries = [f"labels={labels}&steps={steps}&seed={seed}" for labels, steps, seed in REQUESTS]

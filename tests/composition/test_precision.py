@@ -73,7 +73,7 @@ def test_weight_only(make, config):
 
 
 @pytest.mark.inductor
-@pytest.mark.turn(2, 3)
+@pytest.mark.turn(5, 6)
 def test_int8_weight_only_through_inductor():
     zoo = tiny_zoo()
     quantize_(zoo.model, Int8WeightOnlyConfig())

@@ -45,7 +45,7 @@ def test_an_error_on_every_rank(way, tmp_path):
                 assert case.step <= outcome.failed_at <= next_full + 1, (case, rank)
 
 
-@pytest.mark.turn(2, 4)
+@pytest.mark.turn(7, 8)
 def test_a_rank_that_ends(tmp_path):
     """The other reports its own step, and that nobody answers."""
     first, second = run_ranks("run_until_one_ends", tmp_path, Cell("flux", "tensor"))

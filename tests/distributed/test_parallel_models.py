@@ -98,7 +98,7 @@ def test_inductor(cell, tmp_path):
     assert_collectives(cell, ranks[0])
 
 
-@pytest.mark.turn(3, 4)
+@pytest.mark.turn(6, 8)
 def test_fully_shard(tmp_path):
     """Right, but its hooks gather all weights in each step, which is reported with their bytes."""
     expected = alone(Cell("flux", "alone"))
@@ -129,7 +129,7 @@ def test_a_rank_for_each_half_of_guidance(granularity, compiler, tmp_path):
         assert (ran.generations[0] - alone.generations[0]).abs().max() <= tolerance * alone.generations[0].abs().max()
 
 
-@pytest.mark.turn(1, 4)
+@pytest.mark.turn(2, 8)
 def test_example(tmp_path, monkeypatch):
     """The picture is that of one process, which the first rank saves."""
     assert run_ranks("run_example", tmp_path / "ranks", 10, str(tmp_path)) == [(2, 8), (2, 8)]

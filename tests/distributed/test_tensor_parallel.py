@@ -43,7 +43,7 @@ def test_tensor_parallel(tmp_path):
 
 
 @pytest.mark.inductor
-@pytest.mark.turn(4, 6)
+@pytest.mark.turn(10, 12)
 def test_warm_start(tmp_path):
     """A second pair of processes loads what the first has compiled: the key of a graph is the same, whatever Python's hash of a
     device mesh.

@@ -71,7 +71,7 @@ run_sample(Job("digits", 8, 2, **settings), Path(sys.argv[1]), Console())
 """
 
 
-@pytest.mark.turn(1, 4)
+@pytest.mark.turn(6, 8)
 def test_a_ray_of_its_own(tmp_path):
     """Nothing on the console but ours, and no process left behind."""
     command = [sys.executable, "-W", "ignore", "-c", ALONE, str(tmp_path / "out")]

@@ -96,7 +96,7 @@ class TestWorkers:
         assert np.array_equal(content["picture"], in_one_process(TINY, numbered(40), 4))
         assert seen[-1] == 40
 
-    @pytest.mark.turn(0, 4)
+    @pytest.mark.turn(7, 8)
     @pytest.mark.inductor
     def test_the_second_finds_what_the_first_compiled(self, tmp_path):
         """Both start at once on an empty cache."""
@@ -120,7 +120,7 @@ class TestWorkers:
         assert sorted(row["id"] for row in report.take_all()) == [0, 1, 2, 5, 6, 7]
         assert read(out)["id"].tolist() == list(range(8))
 
-    @pytest.mark.turn(2, 4)
+    @pytest.mark.turn(3, 8)
     def test_a_cluster_by_its_address(self, tmp_path):
         """Another process joins the Ray of this one, and leaves it running."""
         address = ray.get_runtime_context().gcs_address

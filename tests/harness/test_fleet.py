@@ -38,7 +38,7 @@ def test_of_a_method(case):
     assert torch.equal(drawn, torch.cat([runner.run(seed=0), runner.run(seed=1)]))
 
 
-@pytest.mark.turn(0, 2)
+@pytest.mark.turn(2, 4)
 def test_of_a_cell(monkeypatch):
     """Of few batches in this process."""
     here, there = (Sampler(batch=4, compiler="eager", num_steps=6, workers=workers) for workers in (0, 2))
