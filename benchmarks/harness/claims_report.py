@@ -62,7 +62,7 @@ def table(claims: Claims, measure: str) -> str:
         if full_steps and any(value is not None for value in values):
             shown = ["-" if value is None else f"{value:{form}}" for value in values]
             rows.append([str(interval), str(full_steps.pop()), *shown])
-    columns = [column for column in zip(header, *rows, strict=True) if any(value != "-" for value in column[1:])]
+    columns = [column for column in zip(header, *rows, strict=True) if set(column[1:]) != {"-"}]
     header, *rows = (list(line) for line in zip(*columns, strict=True))
     return markdown_table(header, rows)
 
@@ -103,7 +103,7 @@ def _gains(gains: Mapping[int, float], form: str) -> str:
     return f"{head}; " + ", ".join(f"{gain:{form}} (N={interval})" for interval, gain in gains.items()) + "."
 
 
-def introduction(claims: Claims) -> str:
+def _introduction(claims: Claims) -> str:
     """What was drawn and measured, and what the run in full and the real pictures have."""
     settings = claims.content["settings"]
     full = claims.cells.get(("full", 0, 1))
@@ -124,7 +124,7 @@ def markdown(content: Mapping[str, Any], measures: Sequence[str] = tuple(MEASURE
     if content["settings"]["num_samples"] <= FEWER_SAMPLES:
         measures = [measure for measure in measures if not _is_of_first(measure)]
     tables = (f"**{MEASURES[measure]}**\n\n{table(claims, measure)}" for measure in measures)
-    return "\n\n".join([introduction(claims), *tables, verdict(claims, measures)])
+    return "\n\n".join([_introduction(claims), *tables, verdict(claims, measures)])
 
 
 def save_picture(content: Mapping[str, Any], path: Path) -> None:

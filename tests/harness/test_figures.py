@@ -92,6 +92,8 @@ def test_resumes(tmp_path, monkeypatch):
         run_claims(path, 30, sampler, on_cell)
     text = claims_report.markdown(content)
     assert "better at every interval" in text
+    alone = content | {"cells": {few[0].key: content["cells"][few[0].key]}}  # of a run that was broken off
+    assert "nothing recorded" in claims_report.markdown(alone)
     claims_report.save_picture(content, tmp_path / "claims.png")
     assert (tmp_path / "claims.png").read_bytes().startswith(b"\x89PNG")
 
